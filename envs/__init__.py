@@ -1,0 +1,1 @@
+"""The scheduling problems: batched simulators behind one contract (`envs.team`)."""

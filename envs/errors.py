@@ -1,0 +1,8 @@
+"""The one error that bad input raises."""
+
+
+class InputError(ValueError):
+    """Input from a user cannot be used: one line saying what, where, and what was expected.
+
+    The command line prints the message and exits with code 2; nothing has been created by then.
+    """

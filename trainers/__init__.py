@@ -1,0 +1,1 @@
+"""Training, evaluation, sweeps and reports, on RLlib and Ray Tune."""

@@ -1,0 +1,58 @@
+"""The one interface of learned policies and heuristics: the evaluator, the reports and the server see nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.team import TeamSpec, random_actions
+
+
+class Policy(ABC):
+    """Decides for a whole team from the agents' observations.
+
+    A policy holds no episode: whatever it remembers between steps is in the `state` that it returns (a dict of tensors with
+    leading dimension E, empty for policies without memory), so that a server can keep it anywhere.
+    """
+
+    name: str = ""
+
+    def __init__(self, spec: TeamSpec) -> None:
+        self.spec = spec
+
+    def initial_state(self, num_envs: int) -> dict[str, Tensor]:
+        """The memory at the start of an episode."""
+        return {}
+
+    @abstractmethod
+    def act(self, observation: dict[str, Tensor], state: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One decision.
+
+        Args:
+            observation: Field name to `[E, N, *shape]`, see `TeamSpec.observation`.
+            state: What `initial_state` or the last `act` returned.
+            mask: `[E, N, H, C]` bool, the legal choices.
+
+        Returns:
+            Actions `[E, N, H]` int64, and the next state.
+        """
+
+    def metrics(self) -> dict[str, Any]:
+        """Figures of the last `act` that only the policy knows, `[E]` each (bytes exchanged between agents, for one)."""
+        return {}
+
+
+class RandomPolicy(Policy):
+    """A uniformly random legal choice in every branch, the same ones for the same seed."""
+
+    name = "random"
+
+    def __init__(self, spec: TeamSpec, seed: int = 0) -> None:
+        super().__init__(spec)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def act(self, observation: dict[str, Tensor], state: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return random_actions(mask.cpu(), self._generator).to(mask.device), state
