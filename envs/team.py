@@ -30,7 +30,7 @@ class Field:
         low, high: Bounds. For a category, `low` is -1 where "none" can occur, else 0, and `high` the largest index.
         unit: SI unit, `"1"` where there is none.
         scale: How a network should see it: `linear` in [low, high], `log` for quantities that span decades
-            (log1p relative to `low`), `category` as one-hot.
+            (log1p in units of `low`, which must then be the smallest value that matters; 0 is allowed), `category` as one-hot.
         entity: Name of the set whose members the first dimension of `shape` counts (`"request"`), or `None`.
             Fields of one entity are encoded together, member by member.
     """
@@ -77,7 +77,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class TeamSpec:
-    """What a policy, a learner or a server has to know of a problem before the first step."""
+    """What a policy, a learner or a server has to know of a problem before the first step.
+
+    Attributes:
+        max_steps: Longest possible episode.
+        positions: Where the agents stand, in metres (one pair each), for problems that have a map; else empty.
+    """
 
     problem: str
     scenario: str
@@ -87,6 +92,7 @@ class TeamSpec:
     state_size: int
     max_steps: int
     metrics: dict[str, Metric] = field(default_factory=dict)
+    positions: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         entities = {f.entity: f.shape[0] for f in self.observation.values() if f.entity}

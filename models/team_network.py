@@ -1,0 +1,170 @@
+"""The recurrent network that the agents of a team share: encoder, GRU, optional intents and attentions, branching heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from envs.team import TeamSpec
+from models.encoders import ActionEncoder, BranchHeads, ObservationEncoder
+from models.intent import EnvironmentAttention, IntentEncoder, MessageAttention, Topology, topology_matrix
+
+
+class IntentConfig(BaseModel):
+    """IDMAC's communication (Sec. IV-B of the paper)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(16, ge=1, description="numbers in an intent; an agent sends 4 bytes for each")
+    key_size: int = Field(16, ge=1, description="width of the attention's keys")
+    topology: Topology = Field("full", description="who hears whom")
+    neighbours: int = Field(2, ge=1, description="agents heard under the topology k-nearest")
+    message_attention: bool = Field(True, description="False: intents are not exchanged (ablation)")
+    environment_attention: bool = Field(
+        True, description="False: the heads read hidden state and intent as they are (ablation)"
+    )
+    tokens: int = Field(8, ge=2, description="parts of the hidden state that the environment attention chooses from")
+
+
+class NetworkConfig(BaseModel):
+    """Sizes of the shared agent network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hidden: int = Field(64, ge=4, description="width of encoder and GRU")
+    entity_hidden: int = Field(32, ge=4, description="width of the encoding of one entity member (a request)")
+    intent: IntentConfig | None = Field(None, description="IDMAC's communication; null: the agents do not talk")
+
+
+@dataclass
+class NetworkOutput:
+    """What the network computes for `[B, T, n]` agents and steps.
+
+    Attributes:
+        scores: `[B, T, n, H, C]`, one per choice: Q-values or logits, 0 where the choice does not exist.
+        value: `[B, T, n]`.
+        hidden: `[B, n, hidden]`, the GRU's state after the last step.
+        intent, intent_mean, intent_deviation: `[B, T, n, G]`, or None.
+    """
+
+    scores: Tensor
+    value: Tensor
+    hidden: Tensor
+    intent: Tensor | None = None
+    intent_mean: Tensor | None = None
+    intent_deviation: Tensor | None = None
+
+
+@dataclass
+class _Perception:
+    """What an agent makes of its own trajectory, before it has heard the others."""
+
+    hidden: Tensor
+    last_hidden: Tensor
+    entities: dict[str, Tensor]
+    mean: Tensor | None
+    deviation: Tensor | None
+
+
+class TeamNetwork(nn.Module):
+    """One set of weights for all agents, told apart by a one-hot index.
+
+    The work is split where the agents talk: `perceive` needs an agent's own trajectory only, `decide` also the intents that it
+    hears. `forward` runs both for the whole team; `models.decentralised` runs them for one agent.
+    """
+
+    def __init__(self, spec: TeamSpec, config: NetworkConfig) -> None:
+        super().__init__()
+        self.num_agents = spec.num_agents
+        self.hidden_size = config.hidden
+        self.encoder = ObservationEncoder(spec, config.hidden, config.entity_hidden)
+        self.action_encoder = ActionEncoder(spec)
+        self.recurrence = nn.GRU(config.hidden + self.action_encoder.size + spec.num_agents, config.hidden, batch_first=True)
+        self.heads = BranchHeads(spec, config.hidden, config.entity_hidden)
+        self.intent_config = intent = config.intent
+        if intent is not None:
+            self.intent_encoder = IntentEncoder(config.hidden, self.action_encoder.size, intent.size)
+            if intent.message_attention:
+                self.message_attention = MessageAttention(intent.size, intent.key_size)
+            if intent.environment_attention:
+                self.environment_attention = EnvironmentAttention(intent.size, config.hidden, intent.tokens, intent.key_size)
+            self.merge = nn.Linear(config.hidden + intent.size, config.hidden)
+            hears = topology_matrix(intent.topology, spec.num_agents, intent.neighbours, spec.positions)
+            self.register_buffer("hears", hears, persistent=False)
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes that the team's agents send each other in one step: one float32 intent to each listener."""
+        if self.intent_config is None or not self.intent_config.message_attention:
+            return 0
+        return int(self.hears.sum()) * self.intent_config.size * 4
+
+    def initial_state(self, batch: int) -> Tensor:
+        """`[batch, N, hidden]` zeros."""
+        return torch.zeros(batch, self.num_agents, self.hidden_size, device=self.heads.value.weight.device)
+
+    def perceive(self, observation: Tensor, previous_actions: Tensor, hidden: Tensor, agents: Tensor) -> _Perception:
+        """Own trajectory to hidden states and Gaussian intents.
+
+        Args:
+            observation: `[B, T, n, D]` packed (`models.encoders.ObservationPacker`).
+            previous_actions: `[B, T, n, H]`, -1 before the first action of an episode.
+            hidden: `[B, n, hidden]` state of the GRU before the first of the T steps.
+            agents: `[n]` int64, the agents' places in the team.
+        """
+        batch, steps, n, _ = observation.shape
+        encoded, entities = self.encoder(observation)
+        last_action = self.action_encoder(previous_actions)
+        place = nn.functional.one_hot(agents, self.num_agents).to(encoded.dtype).expand(batch, steps, n, -1)
+        inputs = torch.cat([encoded, last_action, place], dim=-1).transpose(1, 2).flatten(0, 1)
+        states, last = self.recurrence(inputs, hidden.flatten(0, 1).unsqueeze(0))
+        states = states.unflatten(0, (batch, n)).transpose(1, 2)
+        last_hidden = last.squeeze(0).unflatten(0, (batch, n))
+        mean = deviation = None
+        if self.intent_config is not None:
+            mean, deviation = self.intent_encoder(states, last_action)
+        return _Perception(states, last_hidden, entities, mean, deviation)
+
+    def decide(
+        self, hidden: Tensor, entities: dict[str, Tensor], intent: Tensor | None, heard: Tensor | None, hears: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Scores `[..., n, H, C]` and values `[..., n]`.
+
+        Args:
+            hidden: `[..., n, hidden]`.
+            intent: `[..., n, G]`, the agents' own.
+            heard: `[..., k, G]`, the intents sent to them.
+            hears: `[n, k]` bool.
+        """
+        if self.intent_config is not None and intent is not None:
+            if self.intent_config.message_attention and heard is not None and hears is not None:
+                intent = self.message_attention(intent, heard, hears)
+            if self.intent_config.environment_attention:
+                hidden = hidden + self.environment_attention(intent, hidden)
+            hidden = torch.relu(self.merge(torch.cat([hidden, intent], dim=-1)))
+        return self.heads(hidden, entities)
+
+    def forward(
+        self,
+        observation: Tensor,
+        previous_actions: Tensor,
+        hidden: Tensor,
+        noise: Tensor | None = None,
+    ) -> NetworkOutput:
+        """The whole team over T steps, each agent hearing the intents of the same step.
+
+        Args:
+            observation: `[B, T, N, D]` packed.
+            previous_actions: `[B, T, N, H]`.
+            hidden: `[B, N, hidden]`.
+            noise: `[B, T, N, G]` standard normal numbers for the intents; None takes their means.
+        """
+        seen = self.perceive(observation, previous_actions, hidden, torch.arange(self.num_agents, device=observation.device))
+        intent = seen.mean
+        if intent is not None and noise is not None and seen.deviation is not None:
+            intent = intent + seen.deviation * noise
+        scores, value = self.decide(seen.hidden, seen.entities, intent, intent, getattr(self, "hears", None))
+        return NetworkOutput(scores, value, seen.last_hidden, intent, seen.mean, seen.deviation)

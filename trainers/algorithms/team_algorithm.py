@@ -1,0 +1,154 @@
+"""What the algorithm families share: sampling through TeamEnvRunners, counters, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from pydantic import BaseModel, ConfigDict, Field
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+
+from envs.registry import Scenario
+from envs.team import TeamSpec, episode_seeds
+from models.team_module import TeamModule
+from models.team_network import NetworkConfig
+from trainers.rollout import JointEpisodes, TeamEnvRunner
+
+EVALUATION_SEED = 20_260_000
+"""Run seed of the episodes that training-time evaluation plays: the same ones for every training."""
+
+Config = TypeVar("Config", bound="TeamAlgorithmConfig")
+
+
+class Settings(BaseModel):
+    """Base of the families' settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lr: float = Field(5e-4, gt=0, description="Adam's learning rate")
+    gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
+    gradient_clip: float = Field(10.0, gt=0, description="largest global norm of the gradient")
+
+
+class TeamAlgorithmConfig(AlgorithmConfig):
+    """RLlib's configuration for a team algorithm; `team` sets what is ours, RLlib's own methods the rest."""
+
+    module_class: type[TeamModule]
+
+    def __init__(self, algo_class: type[Algorithm]) -> None:
+        super().__init__(algo_class=algo_class)
+        self.settings: Settings = Settings()
+        self.spec: TeamSpec | None = None
+        self.network = NetworkConfig()
+        self.evaluation_episodes = 64
+        self.framework("torch")
+        self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+        self.env_runners(env_runner_cls=TeamEnvRunner, batch_mode="complete_episodes", num_env_runners=0)
+        self.fault_tolerance(restart_failed_env_runners=True)
+
+    def team(
+        self: Config, scenario: Scenario, spec: TeamSpec, network: NetworkConfig, settings: Settings, device: str = "cpu"
+    ) -> Config:
+        """Sets problem, network and the algorithm's settings.
+
+        Args:
+            spec: The scenario's, as its simulator states it.
+            device: Where the runners simulate.
+        """
+        self.settings = settings
+        self.spec = spec
+        self.network = network
+        self.environment("edgeflock/team", env_config={"scenario": scenario, "device": device})
+        self.training(lr=settings.lr, gamma=settings.gamma, grad_clip=settings.gradient_clip, grad_clip_by="global_norm")
+        return self
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        model_config = {"spec": self.spec, "network": self.network, "settings": self.settings}
+        return RLModuleSpec(module_class=self.module_class, model_config=model_config)
+
+
+class TeamAlgorithm(Algorithm):
+    """Base of the families: subclasses write `training_step` from `sample_episodes`, `learn` and `sync`."""
+
+    env_steps: int
+    """Environment steps (of the team, not of single agents) sampled since the training began."""
+
+    def setup(self, config: TeamAlgorithmConfig) -> None:
+        self.env_steps = 0
+        super().setup(config)
+
+    @classmethod
+    def _get_env_id_and_creator(cls, env_specifier: Any, config: Any) -> tuple[str, Any]:
+        # TeamEnvRunner makes its simulator itself; RLlib only wants a name and a function.
+        return "edgeflock/team", lambda env_context: None
+
+    def sample_episodes(self) -> list[JointEpisodes]:
+        """One `sample` of every healthy runner. A runner that died is left out, and restarted before the next iteration."""
+        group = self.env_runner_group
+        steps_before = self.env_steps
+        samples: list[tuple[JointEpisodes, dict[str, np.ndarray], Any]] = group.foreach_env_runner(
+            _SampleWithMetrics(steps_before),
+            local_env_runner=group.num_remote_env_runners() == 0,
+            timeout_seconds=self.config.sample_timeout_s,
+        )
+        for _, figures, _ in samples:
+            self.env_steps += int(figures["steps"].sum())
+        if samples:
+            self.metrics.aggregate([metrics for _, _, metrics in samples], key=ENV_RUNNER_RESULTS)
+        return [rows for rows, _, _ in samples]
+
+    def learn(self, rows: JointEpisodes, **kwargs: Any) -> None:
+        """One `LearnerGroup.update` on joint rows."""
+        batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(rows)}, env_steps=len(rows["reward"]))
+        results = self.learner_group.update(
+            batch=batch, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps}, **kwargs
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    def sync(self) -> None:
+        """Sends the learner's weights to the runners."""
+        self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """Greedy episodes on the fixed evaluation seeds; the figures' means, and the number of episodes."""
+        group = self.eval_env_runner_group
+        group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        runner = group.local_env_runner
+        rounds = -(-self.config.evaluation_episodes // runner.config.num_envs_per_env_runner)
+        parts = []
+        for i in range(rounds):
+            seeds = episode_seeds(EVALUATION_SEED, i * runner.simulator.num_envs, runner.simulator.num_envs)
+            parts.append(runner.sample(explore=False, seeds=seeds)[1])
+        figures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        results = {name: float(np.nanmean(values)) for name, values in figures.items() if np.isfinite(values).any()}
+        return {**results, "episodes": len(figures["return"])}
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**super().get_state(*args, **kwargs), "env_steps": self.env_steps}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self.env_steps = state.get("env_steps", self.env_steps)
+
+
+class _SampleWithMetrics:
+    """Asks a runner for episodes and its metrics in one call (a plain function of ours would be pickled with its module)."""
+
+    def __init__(self, env_steps: int) -> None:
+        self.env_steps = env_steps
+
+    def __call__(self, runner: TeamEnvRunner) -> tuple[JointEpisodes, dict[str, np.ndarray], Any]:
+        rows, figures = runner.sample(env_steps=self.env_steps)
+        return rows, figures, runner.get_metrics()
+
+
+def initialise_ray(runners: int) -> None:
+    """A local Ray if none runs (RLlib's learner wants one even in one process)."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=max(2, runners + 1))

@@ -1,0 +1,296 @@
+"""Value decomposition: VDN, QMIX, QPLEX, and IDMAC, which is one of them whose agents tell each other their intents.
+
+In the order in which things happen: `ValueModule.act` plays (epsilon-greedy per branch), `EpisodeReplay` keeps whole joint
+episodes, `ValueModule._forward_train` unrolls online and target networks over them and mixes the agents' values,
+`ValueLearner.compute_loss_for_module` is the loss, `ValueDecomposition.training_step` ties it together.
+
+An agent's action has H branches. Its value is `value + sum over branches of the chosen branch's score`, so the greedy joint
+action is the greedy choice of every branch of every agent, and mixing over agents is untouched by how many branches there are.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from envs.team import random_actions
+from models.intent import continuity_loss, entropy_loss
+from models.mixers import MixerName, make_mixer
+from models.team_module import (
+    ACTION_MASK,
+    ACTIONS,
+    ALIVE,
+    FILLED,
+    OBSERVATION,
+    REWARD,
+    STATE,
+    TERMINATED,
+    TeamModule,
+    masked_argmax,
+)
+from models.team_network import NetworkOutput
+from trainers.algorithms.team_algorithm import Settings, TeamAlgorithm, TeamAlgorithmConfig
+from trainers.replay import EpisodeReplay
+
+REPLAY_FILE = "replay.safetensors"
+
+
+class ValueSettings(Settings):
+    """Settings of the family. IDMAC's two regularisers act where the network has intents (`network.intent`)."""
+
+    mixer: MixerName = Field("qmix", description="how the agents' values become the team's")
+    mixer_embedding: int = Field(32, ge=1, description="QMIX: width of the mixing layer")
+    mixer_hidden: int = Field(64, ge=1, description="width of the mixer's hypernetworks")
+    replay_capacity: int = Field(512, ge=1, description="episodes kept")
+    batch_episodes: int = Field(32, ge=1, description="episodes in an update")
+    updates: int = Field(8, ge=1, description="updates after each round of sampling")
+    learning_starts: int = Field(32, ge=1, description="episodes in replay before the first update")
+    td_lambda: float = Field(0.6, ge=0, le=1, description="mix of n-step targets (0: one step)")
+    double_q: bool = Field(True, description="online network chooses, target network values (van Hasselt et al. 2016)")
+    target_tau: float = Field(0.01, gt=0, le=1, description="share of the online weights that enters the targets per update")
+    epsilon_start: float = Field(1.0, ge=0, le=1)
+    epsilon_end: float = Field(0.05, ge=0, le=1)
+    epsilon_steps: int = Field(50_000, ge=1, description="environment steps over which epsilon falls linearly")
+    entropy_loss: Literal["kl", "paper"] = Field("kl", description="sign of eq. 34, see models.intent.entropy_loss")
+    entropy_weight: float = Field(1e-3, ge=0, description="beta_ent of eq. 38")
+    continuity_weight: float = Field(1e-2, ge=0, description="beta_cont of eq. 38")
+    continuity_window: int = Field(3, ge=1, description="K of eq. 35, steps")
+
+    def epsilon(self, env_steps: int) -> float:
+        """Probability that a branch explores after `env_steps` steps of training."""
+        share = min(1.0, env_steps / self.epsilon_steps)
+        return self.epsilon_start + share * (self.epsilon_end - self.epsilon_start)
+
+
+class ValueModule(TeamModule):
+    """Agent network, mixer, and target copies of both."""
+
+    settings: ValueSettings
+
+    def setup_learning(self) -> None:
+        settings = self.settings
+        self.mixer = make_mixer(
+            settings.mixer,
+            self.spec.num_agents,
+            self.spec.state_size,
+            self.network.action_encoder.size,
+            settings.mixer_embedding,
+            settings.mixer_hidden,
+        )
+        self.target_network = copy.deepcopy(self.network).requires_grad_(False)
+        self.target_mixer = copy.deepcopy(self.mixer).requires_grad_(False)
+
+    def get_non_inference_attributes(self) -> list[str]:
+        return ["mixer", "target_network", "target_mixer"]
+
+    @torch.no_grad()
+    def act(
+        self,
+        packed: Tensor,
+        action_mask: Tensor,
+        state: dict[str, Tensor],
+        explore: bool,
+        env_steps: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        noise = self._noise(packed, explore, generator)
+        out = self.network(packed.unsqueeze(1), state["previous_actions"].unsqueeze(1), state["hidden"], noise)
+        actions = masked_argmax(out.scores.squeeze(1), action_mask)
+        if explore:
+            dice = torch.rand(actions.shape, generator=generator, device=packed.device)
+            explores = dice < self.settings.epsilon(env_steps)
+            actions = torch.where(explores, random_actions(action_mask, generator), actions)
+        return actions, {"hidden": out.hidden, "previous_actions": actions}, {}
+
+    def _noise(self, packed: Tensor, explore: bool, generator: torch.Generator | None) -> Tensor | None:
+        intent = self.network_config.intent
+        if intent is None or not explore:
+            return None
+        return torch.randn((len(packed), 1, self.spec.num_agents, intent.size), generator=generator, device=packed.device)
+
+    def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+        """Joint values `[B, T]`, their targets `[B, T]`, and the regularisers of the intents `[B, T]`."""
+        settings = self.settings
+        actions = batch[ACTIONS].to(torch.int64)
+        mask, state, alive = batch[ACTION_MASK], batch[STATE], batch[ALIVE]
+        previous = F.pad(actions, (0, 0, 0, 0, 1, 0), value=-1)
+        noise = self._training_noise(previous)
+        online = self.network(batch[OBSERVATION], previous, self.network.initial_state(len(actions)), noise)
+        chosen = branch_value(online, F.pad(actions, (0, 0, 0, 0, 0, 1)), mask, alive)[:, :-1]
+        greedy_actions = masked_argmax(online.scores.detach(), mask)
+        greedy = branch_value(online, greedy_actions, mask, alive)[:, :-1]
+        encode = self.network.action_encoder
+        joint = self.mixer(chosen, greedy, state[:, :-1], encode(actions))
+
+        with torch.no_grad():
+            target = self.target_network(batch[OBSERVATION], previous, self.network.initial_state(len(actions)), noise)
+            best = masked_argmax(target.scores, mask)
+            if not settings.double_q:
+                greedy_actions = best
+            picked = branch_value(target, greedy_actions, mask, alive)
+            best_value = branch_value(target, best, mask, alive)
+            next_joint = self.target_mixer(picked, best_value, state, encode(greedy_actions))[:, 1:]
+            targets = td_lambda_targets(
+                batch[REWARD], batch[TERMINATED], batch[FILLED], next_joint, settings.gamma, settings.td_lambda
+            )
+        return {"joint_value": joint, "targets": targets, **self._intent_losses(online)}
+
+    def _training_noise(self, previous: Tensor) -> Tensor | None:
+        intent = self.network_config.intent
+        if intent is None:
+            return None
+        return torch.randn((*previous.shape[:3], intent.size), device=previous.device)
+
+    def _intent_losses(self, out: NetworkOutput) -> dict[str, Tensor]:
+        """Eqs. 34 and 35, mean over agents, for every step that was acted in: `[B, T]`."""
+        if out.intent is None or out.intent_mean is None or out.intent_deviation is None:
+            return {}
+        entropy = entropy_loss(out.intent_mean, out.intent_deviation, self.settings.entropy_loss)
+        continuity = continuity_loss(out.intent, self.settings.continuity_window)
+        return {"entropy_loss": entropy.mean(-1)[:, :-1], "continuity_loss": continuity.mean(-1)[:, :-1]}
+
+
+def branch_value(out: NetworkOutput, actions: Tensor, mask: Tensor, alive: Tensor) -> Tensor:
+    """The agents' values of their joint branch choices, `[B, T, N]`.
+
+    Branches with a single legal choice decide nothing and count 0, as do agents that have left the episode.
+
+    Args:
+        out: Scores `[B, T, N, H, C]` and values `[B, T, N]`.
+        actions: `[B, T, N, H]`.
+        mask: `[B, T, N, H, C]`.
+        alive: `[B, T, N]`.
+    """
+    scores = out.scores.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    decides = mask.sum(-1) > 1
+    return (out.value + (scores * decides).sum(-1)) * alive
+
+
+def td_lambda_targets(
+    reward: Tensor, terminated: Tensor, filled: Tensor, next_value: Tensor, gamma: float, td_lambda: float
+) -> Tensor:
+    """Peng's Q(lambda) targets, `[B, T]` each.
+
+    `y_t = r_t + gamma * (1 - terminated_t) * ((1 - lambda) * next_value_t + lambda * y_{t+1})`, where the last step of an
+    episode (terminated, truncated or the end of the batch) takes `next_value` alone.
+    """
+    goes_on = F.pad(filled[:, 1:], (0, 1)).to(reward.dtype)
+    discount = gamma * (1.0 - terminated.to(reward.dtype))
+    trace = td_lambda * goes_on
+    target = next_value[:, -1]
+    steps = []
+    for t in reversed(range(reward.shape[1])):
+        target = reward[:, t] + discount[:, t] * ((1.0 - trace[:, t]) * next_value[:, t] + trace[:, t] * target)
+        steps.append(target)
+    return torch.stack(steps[::-1], dim=1)
+
+
+class ValueLearner(TorchLearner):
+    """Mean squared TD error (eq. 37) plus the weighted regularisers (eq. 38), then a soft target update."""
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        trained = [p for p in self.module[module_id].parameters() if p.requires_grad]
+        self.register_optimizer(
+            module_id=module_id, optimizer=torch.optim.Adam(trained), params=trained, lr_or_lr_schedule=config.lr
+        )
+
+    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        # The intents' noise: a function of the seed and the number of updates, so that resuming repeats it.
+        sequence = np.random.SeedSequence([self.config.seed or 0, self._weights_seq_no])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor]
+    ) -> Tensor:
+        settings: ValueSettings = config.settings
+        weight = batch[FILLED].to(torch.float32)
+        weight = weight / weight.sum()
+        error = (fwd_out["joint_value"] - fwd_out["targets"]) * (weight > 0)
+        loss = (error.square() * weight).sum()
+        figures = {"td_loss": loss.detach(), "joint_value": (fwd_out["joint_value"].detach() * weight).sum()}
+        for name, factor in (("entropy_loss", settings.entropy_weight), ("continuity_loss", settings.continuity_weight)):
+            if name in fwd_out:
+                term = (fwd_out[name] * weight).sum()
+                figures[name] = term.detach()
+                loss = loss + factor * term
+        self.metrics.log_dict(figures, key=module_id, window=1)
+        return loss
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        super().after_gradient_based_update(timesteps=timesteps)
+        for module_id in self.module.keys():  # noqa: SIM118 - MultiRLModule is not iterable as a dict
+            module = self.module[module_id].unwrapped()
+            tau = module.settings.target_tau
+            _move_towards(module.target_network, module.network, tau)
+            _move_towards(module.target_mixer, module.mixer, tau)
+
+
+@torch.no_grad()
+def _move_towards(target: nn.Module, online: nn.Module, tau: float) -> None:
+    """Polyak averaging of all parameters (Algorithm 2, line 36)."""
+    target_parameters = list(target.parameters())
+    if target_parameters:
+        torch._foreach_lerp_(target_parameters, list(online.parameters()), tau)
+
+
+class ValueDecomposition(TeamAlgorithm):
+    """Sample a round of episodes, remember them, learn from replay, send the weights out."""
+
+    config: ValueDecompositionConfig
+
+    def setup(self, config: ValueDecompositionConfig) -> None:
+        self.replay = EpisodeReplay(config.settings.replay_capacity, config.seed or 0)
+        self.draws = 0
+        super().setup(config)
+
+    @classmethod
+    def get_default_config(cls) -> ValueDecompositionConfig:
+        return ValueDecompositionConfig()
+
+    def training_step(self) -> None:
+        settings = self.config.settings
+        for rows in self.sample_episodes():
+            self.replay.add(rows, self.config.spec.max_steps)
+        if self.replay.size < settings.learning_starts:
+            return
+        for _ in range(settings.updates):
+            self.learn(self.replay.sample(settings.batch_episodes, self.draws))
+            self.draws += 1
+        self.sync()
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**super().get_state(*args, **kwargs), "draws": self.draws}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self.draws = state.get("draws", self.draws)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        super().save_checkpoint(checkpoint_dir)
+        self.replay.save(Path(checkpoint_dir) / REPLAY_FILE)
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        super().load_checkpoint(checkpoint_dir)
+        self.replay.load(Path(checkpoint_dir) / REPLAY_FILE)
+
+
+class ValueDecompositionConfig(TeamAlgorithmConfig):
+    """RLlib configuration of the family."""
+
+    module_class = ValueModule
+    settings: ValueSettings
+
+    def __init__(self, algo_class: type[ValueDecomposition] | None = None) -> None:
+        super().__init__(algo_class=algo_class or ValueDecomposition)
+        self.settings = ValueSettings()
+
+    def get_default_learner_class(self) -> type[ValueLearner]:
+        return ValueLearner
