@@ -65,7 +65,7 @@ class _FcdReader:
         self._time_s: float | None = None
         self._last_time_s = -math.inf
         self._last_row: dict[str, tuple[int, float, float, float]] = {}
-        self._parser = expat.ParserCreate()
+        self._parser = expat.ParserCreate("utf-8")  # what SUMO writes
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
         self._parser.StartDoctypeDeclHandler = self._refuse_doctype

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.sparse.csgraph import dijkstra
 
+from envs.errors import InputError
 from envs.vehicular.trace_data import Floats, Ints, Trace
+
+_MAX_JUNCTIONS = 5_000  # all ways between them are held at once
 
 
 class City(BaseModel):
@@ -19,14 +22,23 @@ class City(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    block_m: float = Field(400.0, gt=0, description="wanted distance between junctions, m")
-    missing_share: float = Field(0.1, ge=0, lt=1, description="share of streets that are left out")
-    one_way_share: float = Field(0.2, ge=0, le=1, description="share of the other streets that are one-way")
-    slowest_kmh: float = Field(15.0, gt=0, description="speed on the slowest street, km/h")
-    fastest_kmh: float = Field(50.0, gt=0, description="speed on the fastest street, km/h")
-    stop_probability: float = Field(0.3, ge=0, le=1, description="of a stop at a junction on the way")
-    longest_stop_s: float = Field(45.0, ge=0, description="a stop lasts up to this, s")
-    longest_dwell_s: float = Field(300.0, ge=0, description="a stay at a destination lasts up to this, s")
+    block_m: float = Field(default=400.0, gt=0, description="wanted distance between junctions, m")
+    missing_share: float = Field(default=0.1, ge=0, lt=1, description="share of streets that are left out")
+    one_way_share: float = Field(default=0.2, ge=0, le=1, description="share of the other streets that are one-way")
+    slowest_kmh: float = Field(default=15.0, gt=0, description="speed on the slowest street, km/h")
+    fastest_kmh: float = Field(default=50.0, gt=0, description="speed on the fastest street, km/h")
+    stop_probability: float = Field(default=0.3, ge=0, le=1, description="of a stop at a junction on the way")
+    longest_stop_s: float = Field(default=45.0, ge=0, description="a stop lasts up to this, s")
+    longest_dwell_s: float = Field(default=300.0, ge=0, description="a stay at a destination lasts up to this, s")
+    warm_up_s: float = Field(
+        default=1200.0, ge=0, description="vehicles start at junctions up to this long before the first slot, s"
+    )
+
+    @model_validator(mode="after")
+    def _speeds_in_order(self) -> City:
+        if self.slowest_kmh > self.fastest_kmh:
+            raise ValueError(f"slowest_kmh = {self.slowest_kmh:g} is above fastest_kmh = {self.fastest_kmh:g}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,9 @@ def synthetic_trace(
     Args:
         area_m: Width and height of the grid; positions lie between (0, 0) and it.
         seed: Not negative.
+
+    Raises:
+        InputError: The area has more than 5,000 junctions.
     """
     city = city or City()
     streets = _solve(_street_grid(area_m, city, np.random.default_rng([seed, 0])), area_m)
@@ -71,6 +86,11 @@ def synthetic_trace(
 def _street_grid(area_m: tuple[float, float], city: City, rng: np.random.Generator) -> nx.DiGraph:
     """A strongly connected grid of junctions (column, row), edges with `speed_ms`."""
     columns, rows = (max(2, round(side / city.block_m) + 1) for side in area_m)
+    if columns * rows > _MAX_JUNCTIONS:
+        raise InputError(
+            f"{area_m[0]:g} x {area_m[1]:g} m in blocks of {city.block_m:g} m has {columns * rows:,} junctions: "
+            f"expected at most {_MAX_JUNCTIONS:,}"
+        )
     graph = nx.grid_2d_graph(columns, rows)
     streets = sorted(graph.edges)
     graph = graph.to_directed()
@@ -111,8 +131,7 @@ def _solve(graph: nx.DiGraph, area_m: tuple[float, float]) -> _Streets:
 def _drive(streets: _Streets, city: City, until_s: float, rng: np.random.Generator) -> tuple[list[float], list[int]]:
     """One vehicle's way: at `times_s[i]` it is at junction `places[i]`, in between on a straight line."""
     here = int(rng.integers(len(streets.junctions)))
-    # The drive begins before the first slot, so that vehicles are anywhere on the streets by then.
-    times_s, places = [-rng.uniform(600.0, 1200.0)], [here]
+    times_s, places = [-rng.uniform(0, city.warm_up_s)], [here]
     while times_s[-1] < until_s:
         way = _way(streets, here, int(rng.integers(len(streets.junctions))))
         stops_s = np.where(rng.random(len(way)) < city.stop_probability, rng.uniform(0, city.longest_stop_s, len(way)), 0)

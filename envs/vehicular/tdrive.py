@@ -53,8 +53,17 @@ class _Tally:
     vehicles: int = 0
     splits: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    # West, south, east and north end of all points but those at (0, 0).
+    # West, south, east and north end of the points before those outside of the box are dropped.
     extent: tuple[float, float, float, float] = (math.inf, math.inf, -math.inf, -math.inf)
+
+    def widen_extent(self, lon: Floats, lat: Floats) -> None:
+        west, south, east, north = self.extent
+        self.extent = (
+            lon.min(initial=west),
+            lat.min(initial=south),
+            lon.max(initial=east),
+            lat.max(initial=north),
+        )
 
 
 def load_tdrive(
@@ -63,8 +72,9 @@ def load_tdrive(
     """A trace from a folder of taxi files, or from one file, that may then hold several taxis.
 
     Files are read one by one; only positions at slots are kept. Slots lie at multiples of `slot_s` in the data's clock.
-    Dropped are, in this order: exact repetitions, points at (0, 0), points outside of `box`, and points that a taxi could only
-    have reached from the one before faster than at 120 km/h. A gap over 10 minutes ends a vehicle and begins another.
+    Dropped are, in this order: exact repetitions, points at (0, 0), points that a taxi could only have reached from the one
+    before faster than at 120 km/h, and points outside of `box`. A gap over 10 minutes in what is left, as when a taxi is
+    outside of the box, ends a vehicle and begins another.
 
     Raises:
         InputError: No file, no readable point, over 20 % of the lines no position report, or nothing left to keep.
@@ -131,12 +141,12 @@ def _complain_if_unusable(path: Path, files: list[Path], tally: _Tally) -> None:
         raise InputError(
             f"{path}: {tally.bad_lines:,} of {tally.lines:,} lines are no `id,YYYY-MM-DD HH:MM:SS,longitude,latitude`, {first}"
         )
-    if tally.dropped["repetition"] + tally.dropped["at (0, 0)"] + tally.dropped["outside of the box"] == tally.points:
+    if tally.dropped.total() == tally.points:
         west, south, east, north = tally.extent
-        where = (
-            "all are at (0, 0)" if math.isinf(west) else f"they lie in {west:.4f} to {east:.4f} E, {south:.4f} to {north:.4f} N"
-        )
-        raise InputError(f"{path}: none of {tally.points:,} points lies in the box {tally.box}: {where}")
+        if math.isinf(west):
+            raise InputError(f"{path}: all {tally.points:,} points are at (0, 0)")
+        there = f"{west:.4f} to {east:.4f} E, {south:.4f} to {north:.4f} N"
+        raise InputError(f"{path}: none of {tally.points:,} points lies in the box {tally.box}: they lie in {there}")
 
 
 def _read(path: Path, tally: _Tally) -> _Points:
@@ -201,14 +211,11 @@ def _clean(points: _Points, tally: _Tally) -> _Points:
 
     drop("repetition", _is_repetition(points))
     drop("at (0, 0)", (points.lon == 0) & (points.lat == 0))
-    if len(points.lon):
-        west, south, east, north = tally.extent
-        lon, lat = points.lon, points.lat
-        tally.extent = (min(west, lon.min()), min(south, lat.min()), max(east, lon.max()), max(north, lat.max()))
-    if tally.box is not None:
-        drop("outside of the box", ~tally.box.contains(points.lon, points.lat))
     points = points.where(np.lexsort((points.time_s, points.taxi)))
     drop("jump over 120 km/h", _is_jump(points))
+    tally.widen_extent(points.lon, points.lat)
+    if tally.box is not None:
+        drop("outside of the box", ~tally.box.contains(points.lon, points.lat))
     return points
 
 
@@ -225,23 +232,34 @@ def _is_repetition(points: _Points) -> Bools:
 
 
 def _is_jump(points: _Points) -> Bools:
-    """`[P]`, for points by taxi and time: whether the taxi cannot have come there from the last point that is no jump."""
-    jump = np.zeros(len(points.lon), np.bool_)
-    if len(jump) < 2 or not _too_far(points, np.arange(len(jump) - 1), np.arange(1, len(jump))).any():
-        return jump
-    good, alone = 0, True  # the last point that is no jump, and whether it has none before it
-    for here in range(1, len(jump)):
-        if _is_cut(points, good, here):
-            good, alone = here, True
-        elif not _too_far(points, good, here):
-            good, alone = here, False
-        elif alone and here + 1 < len(jump) and _too_far(points, good, here + 1) and not _too_far(points, here, here + 1):
-            # The first point is the one that is off: the two after it agree with each other and not with it.
+    """`[P]`, for points by taxi and time: whether the taxi cannot have come there from the last point that is no jump.
+
+    Where the first point of a vehicle is the one that is off (the two after it agree with each other and not with it), it is
+    the jump.
+    """
+    index = np.arange(len(points.lon))
+    jump = np.zeros(len(index), np.bool_)
+    first = here = 0
+    for good in np.flatnonzero(_too_far(points, index[:-1], index[1:])).tolist():
+        if good < here:
+            continue  # the walk from an earlier jump went past this one
+        here = good + 1
+        if (good == first or _is_cut(points, good - 1, good)) and _is_off(points, good):
             jump[good] = True
-            good, alone = here, True
-        else:
+            first = here
+            continue
+        while here < len(index) and _too_far(points, good, here):
             jump[here] = True
+            here += 1
+        if here < len(index) and _is_cut(points, good, here):
+            first = here
     return jump
+
+
+def _is_off(points: _Points, first: int) -> bool:
+    """Whether the two points after the first of a vehicle agree with each other and not with it."""
+    a, b, c = first, first + 1, first + 2
+    return bool(c < len(points.lon) and _too_far(points, a, b) and _too_far(points, a, c) and not _too_far(points, b, c))
 
 
 def _is_cut(points: _Points, a: int | Ints, b: int | Ints) -> Bools:
@@ -258,9 +276,9 @@ def _too_far(points: _Points, a: int | Ints, b: int | Ints) -> Bools:
 
 def _slot_samples(points: _Points, slot_s: float, tally: _Tally) -> SlotSamples:
     """Longitude (x) and latitude (y) at each slot, between two points of a vehicle on a straight line."""
-    before = np.arange(max(len(points.lon) - 1, 0))
-    cut = _is_cut(points, before, before + 1)
-    tally.splits += int((cut & (points.taxi[before] == points.taxi[before + 1])).sum())
+    index = np.arange(len(points.lon))
+    cut = _is_cut(points, index[:-1], index[1:])
+    tally.splits += int((cut & (points.taxi[:-1] == points.taxi[1:])).sum())
     bounds = [0, *(np.flatnonzero(cut) + 1).tolist(), len(points.lon)] if len(points.lon) else [0]
     slots, vehicles, lons, lats = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0)]
     for start, end in itertools.pairwise(bounds):

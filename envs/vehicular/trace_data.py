@@ -26,10 +26,10 @@ class BoundingBox(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    west: float = Field(116.3146, ge=-180, le=180)
-    south: float = Field(39.8674, ge=-90, le=90)
-    east: float = Field(116.3932, ge=-180, le=180)
-    north: float = Field(39.9715, ge=-90, le=90)
+    west: float = Field(default=116.3146, ge=-180, le=180)
+    south: float = Field(default=39.8674, ge=-90, le=90)
+    east: float = Field(default=116.3932, ge=-180, le=180)
+    north: float = Field(default=39.9715, ge=-90, le=90)
 
     @model_validator(mode="after")
     def _has_an_inside(self) -> BoundingBox:

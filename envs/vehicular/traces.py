@@ -91,12 +91,12 @@ def edge_positions(trace: Trace, num_edges: int) -> Tensor:
         InputError: Vehicles are at fewer places than there are edges.
     """
     points = trace.positions[trace.present].double().numpy()
+    rng = np.random.default_rng(0)
+    if len(points) > _KMEANS_POINTS:
+        points = points[rng.choice(len(points), _KMEANS_POINTS, replace=False)]
     places = len(np.unique(points, axis=0))
     if places < num_edges:
         raise InputError(f"{trace.source}: {num_edges} edges but vehicles at only {places} different places")
-    rng = np.random.default_rng(0)
-    if len(points) > _KMEANS_POINTS:
-        points = points[np.sort(rng.choice(len(points), _KMEANS_POINTS, replace=False))]
     centres = _kmeans(points, _spread_out(points, num_edges, rng))
     return torch.from_numpy(centres[np.lexsort((centres[:, 1], centres[:, 0]))]).float()
 
