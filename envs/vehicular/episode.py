@@ -107,7 +107,8 @@ class EpisodeSource:
         step = max(1, CHUNK_ELEMENTS // columns.numel())
         spans = [(first, min(first + step, slots)) for first in range(0, slots, step)]
         chunks = [self._chunk(seeds, start, columns, up, a, b) for a, b in spans]
-        return Episode(*(torch.cat(parts) for parts in zip(*chunks, strict=True)), up, link_factor)
+        drawn = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+        return Episode(*drawn, up, link_factor)
 
     def _window(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """First slot `[E]` and vehicles `[E, N]` of each episode."""

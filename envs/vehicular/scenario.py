@@ -29,8 +29,6 @@ class VehicularScenario(Scenario):
     trace_seed: int = Field(0, ge=0, description="synthetic city: streets and trips")
     trace_first_slot: int = Field(0, ge=0, description="files: slots to skip")
     trace_slots: int = Field(240, ge=1, le=100_000, description="slots to simulate or to read; episodes are windows of them")
-        240, ge=1, le=100_000, description="synthetic city: simulated slots, from which episodes are windows"
-    )
     trace_vehicles: int | None = Field(
         None, ge=1, description="synthetic city: vehicles to draw from; None is twice num_vehicles"
     )

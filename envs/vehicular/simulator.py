@@ -23,6 +23,11 @@ from envs.vehicular.slot import Decision, Network, Requests, SlotModel, Totals, 
 from envs.vehicular.sums import count_by, from_fixed, to_fixed
 from envs.vehicular.traces import Trace, edge_positions, grid_positions, load_trace, synthetic_trace
 
+SUMS = (
+    *("reward", "score", "qos", "latency_s", "energy_j", "gain", "in_time", "fetches", "patch_mb", "illegal", "choices"),
+    *("requests", "by_vehicle", "by_own_edge", "by_peer_edge", "by_cloud", "steps"),
+)
+
 
 @lru_cache(maxsize=8)
 def place(scenario: VehicularScenario) -> tuple[Trace, Tensor]:
@@ -114,15 +119,13 @@ class VehicularSimulator(TeamSimulator):
         self._last_used = torch.zeros_like(self._edge_version)
         self._logs = torch.zeros_like(self._version)
         self._last_tasks = torch.zeros(rows, edges + 1, dtype=torch.int64, device=device)
-        zero = torch.zeros(rows, device=device)
-        return self._show(zero, {name: zero.clone() for name in self._sum_names()})
+        return self._show(*self._nothing())
 
     @torch.no_grad()
     def step(self, actions: Tensor) -> StepResult:
         s = self.scenario
         if self._slot >= s.horizon_slots:
-            zero = torch.zeros(self.num_envs, device=self.device)
-            return self._show(zero, {name: zero.clone() for name in self._sum_names()})
+            return self._show(*self._nothing())
         now, episode, t = self._now, self._episode, self._slot
         decision, illegal, fetched = self._decide(actions.to(self.device))
         requests = Requests(
@@ -293,22 +296,10 @@ class VehicularSimulator(TeamSimulator):
 
     # What is shown
 
-    @staticmethod
-    def _sum_names() -> tuple[str, ...]:
-        sums = (
-            "score",
-            "qos",
-            "latency_s",
-            "energy_j",
-            "gain",
-            "in_time",
-            "fetches",
-            "patch_mb",
-            "illegal",
-            "choices",
-            "requests",
-        )
-        return ("reward", *sums, "by_vehicle", "by_own_edge", "by_peer_edge", "by_cloud", "steps")
+    def _nothing(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reward and metrics where no slot was played."""
+        reward = torch.zeros(self.num_envs, device=self.device)
+        return reward, {name: reward.clone() for name in SUMS}
 
     def _metrics(
         self, sums: Totals, decision: Decision, reward: Tensor, served: Tensor, illegal: Tensor, choices: Tensor
@@ -335,7 +326,7 @@ class VehicularSimulator(TeamSimulator):
             "by_cloud": (route == s.num_edges).sum(1),
             "steps": torch.ones_like(reward),
         }
-        return {name: value.float() for name, value in values.items()}
+        return {name: values[name].float() for name in SUMS}
 
     def _show(self, reward: Tensor, metrics: dict[str, Tensor]) -> StepResult:
         s, rows = self.scenario, self.num_envs
