@@ -30,9 +30,7 @@ class City(BaseModel):
     stop_probability: float = Field(default=0.3, ge=0, le=1, description="of a stop at a junction on the way")
     longest_stop_s: float = Field(default=45.0, ge=0, description="a stop lasts up to this, s")
     longest_dwell_s: float = Field(default=300.0, ge=0, description="a stay at a destination lasts up to this, s")
-    warm_up_s: float = Field(
-        default=1200.0, ge=0, description="vehicles start at junctions up to this long before the first slot, s"
-    )
+    warm_up_s: float = Field(default=1200.0, ge=0, description="vehicles set off up to this long before the first slot, s")
 
     @model_validator(mode="after")
     def _speeds_in_order(self) -> City:
