@@ -43,6 +43,17 @@ def check_simulator(make: Callable[[int], TeamSimulator], steps: int = 50, seed:
         _require_same(reference, rows, episodes, range(len(rows)), where)
 
 
+def field_bounds(field: Field) -> tuple[float, float]:
+    """Least and largest value that a field may show, in its unit.
+
+    They are `field.low` and `field.high`, and 0 besides where a field is logarithmic (`low` is its unit then) or belongs to
+    an entity (whose absent members are 0).
+    """
+    if field.scale == "log" or (field.entity is not None and field.scale == "linear"):
+        return min(field.low, 0.0), max(field.high, 0.0)
+    return field.low, field.high
+
+
 def check_result(result: StepResult, spec: TeamSpec, num_envs: int, device: torch.device, where: str) -> None:
     """Compares one result with the spec: shapes, types, bounds, masks and metrics.
 
@@ -141,11 +152,12 @@ def _require_tensor(value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, d
 
 
 def _require_bounds(value: Tensor, field: Field, where: str) -> None:
-    bounds = torch.tensor([field.low, field.high], dtype=torch.float32)  # rounded as the values are
+    low, high = field_bounds(field)
+    bounds = torch.tensor([low, high], dtype=torch.float32)  # rounded as the values are
     least, largest = value.min().item(), value.max().item()
     _require(
         bounds[0].item() <= least and largest <= bounds[1].item(),
-        f"{where} lies in [{least:g}, {largest:g}], outside its bounds [{field.low:g}, {field.high:g}]",
+        f"{where} lies in [{least:g}, {largest:g}], outside its bounds [{low:g}, {high:g}]",
     )
 
 

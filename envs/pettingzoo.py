@@ -17,6 +17,7 @@ from pettingzoo import ParallelEnv
 from pydantic import Field as Description
 from torch import Tensor
 
+from envs.contract import field_bounds
 from envs.errors import InputError
 from envs.pettingzoo_copies import Board, Layout, LocalCopies, Recipe, measure
 from envs.pettingzoo_workers import WorkerCopies
@@ -199,9 +200,8 @@ def action_space(spec: TeamSpec) -> spaces.Discrete | spaces.MultiDiscrete:
 
 
 def _observation_space(spec: TeamSpec) -> spaces.Dict:
-    fields = spec.observation.values()
-    low = np.concatenate([np.full(math.prod(field.shape), field.low, np.float32) for field in fields])
-    high = np.concatenate([np.full(math.prod(field.shape), field.high, np.float32) for field in fields])
+    bounds = np.concatenate([np.tile(field_bounds(field), (math.prod(field.shape), 1)) for field in spec.observation.values()])
+    low, high = bounds.astype(np.float32).T
     masks = tuple(spaces.MultiBinary(choices) for choices in spec.branches)
     mask: spaces.Space[Any] = masks[0] if len(masks) == 1 else spaces.Tuple(masks)
     return spaces.Dict({"observation": spaces.Box(low, high, dtype=np.float32), "action_mask": mask})

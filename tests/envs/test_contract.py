@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from envs.contract import check_simulator
+from envs.contract import check_simulator, field_bounds
 from envs.games import PRESETS
 from envs.registry import make_scenario, make_simulator
-from envs.team import Metric, StepResult, TeamSimulator
+from envs.team import Field, Metric, StepResult, TeamSimulator
 
 Damage = Callable[["Damaged", StepResult], StepResult]
 
@@ -38,6 +38,20 @@ def change(**changes: Callable[[Damaged, StepResult], object]) -> Damage:
 
 def unchanged(simulator: Damaged, result: StepResult) -> StepResult:
     return result
+
+
+@pytest.mark.parametrize(
+    ("field", "bounds"),
+    [
+        (Field((), -200.0, -40.0), (-200.0, -40.0)),
+        (Field((3,), -200.0, -40.0, entity="request"), (-200.0, 0.0)),
+        (Field((3,), 1.0, 50.0, entity="request"), (0.0, 50.0)),
+        (Field((), 1.0, 50.0, scale="log"), (0.0, 50.0)),
+        (Field((3,), 0, 4, scale="category", entity="request"), (0, 4)),
+    ],
+)
+def test_zero_is_within_bounds_where_it_means_none(field, bounds):
+    assert field_bounds(field) == bounds
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -68,7 +68,7 @@ class Branching(TeamSimulator):
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("make", [parallel_env, lambda: TeamParallelEnv(Branching())])
+@pytest.mark.parametrize("make", [parallel_env, lambda: parallel_env("vehicular/v50-e6"), lambda: TeamParallelEnv(Branching())])
 def test_passes_pettingzoos_own_tests(make):
     parallel_api_test(make(), num_cycles=30)
     parallel_seed_test(make, num_cycles=30)
@@ -102,6 +102,15 @@ def test_spaces_follow_fields_and_heads():
     assert observations["y"]["observation"].tolist() == [-1, 7000, 7000]
     assert [part.tolist() for part in observations["x"]["action_mask"]] == [[1, 0, 1], [1, 1], [1, 1]]
     assert env.observation_space("x").contains(observations["x"])
+
+
+def test_what_the_vehicular_problem_shows_lies_in_its_space():
+    env = parallel_env("vehicular/v50-e6")
+    observations, _ = env.reset(seed=0)
+    for _ in range(20):
+        assert all(env.observation_space(agent).contains(observations[agent]) for agent in env.agents)
+        choices = {a: env.action_space(a).sample(mask=observations[a]["action_mask"]) for a in env.agents}
+        observations, *_ = env.step(choices)
 
 
 def test_agents_leave_as_the_simulator_says():
