@@ -95,6 +95,7 @@ class EpisodeSource:
             raise InputError(f"{trace.source}: no vehicle is present in any window of {scenario.horizon_slots} slots")
         self._starts, self._in_window = starts.to(self.device), in_window.to(self.device)
         self._services = torch.tensor(np.cumsum(scenario.service_probabilities)[:-1], dtype=torch.float32, device=self.device)
+        self._fading = _fading_quantiles(scenario.fading_blocks).to(self.device)
         self._importance = _beta_quantiles(scenario.importance_alpha, scenario.importance_beta).to(self.device)
 
     def draw(self, seeds: Tensor) -> Episode:
@@ -108,7 +109,7 @@ class EpisodeSource:
         spans = [(first, min(first + step, slots)) for first in range(0, slots, step)]
         chunks = [self._chunk(seeds, start, columns, up, a, b) for a, b in spans]
         drawn = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
-        return Episode(*drawn, up, link_factor)
+        return Episode(*drawn, *[up, link_factor])
 
     def _window(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """First slot `[E]` and vehicles `[E, N]` of each episode."""
@@ -146,8 +147,8 @@ class EpisodeSource:
 
         service = torch.bucketize(kind, self._services, right=True)
         size_mb = (s.size_median_mb * torch.exp(s.size_sigma * _normal(size))).clamp(max=s.size_max_mb)
-        importance = self._importance_of(importance)
-        gain = (path_gain * -torch.log(fading)).masked_fill(own == cloud, 0.0)
+        importance = _quantile(self._importance, importance).pow(1.0 / s.importance_alpha)
+        gain = (path_gain * _quantile(self._fading, fading)).masked_fill(own == cloud, 0.0)
         order = (own * (s.size_max_mb + 1.0) - (size_mb * importance).double()).sort(dim=2, stable=True).indices
         counts = torch.zeros(*own.shape[:2], cloud + 1, dtype=torch.int64, device=self.device)
         counts.scatter_add_(2, own, torch.ones_like(own))
@@ -155,12 +156,13 @@ class EpisodeSource:
         cycles = compute.request_cycles(size_mb, importance, s.cycles_per_mb_importance)
         return present, own, service, size_mb, importance, demand * s.demand_max, gain, cycles, order, before
 
-    def _importance_of(self, u: Tensor) -> Tensor:
-        """Beta by inversion of its distribution function, linear between tabulated quantiles."""
-        place = u * QUANTILES
-        index = place.long()
-        low, high = self._importance[index], self._importance[index + 1]
-        return (low + (high - low) * (place - index)).pow(1.0 / self.scenario.importance_alpha)
+
+def _quantile(table: Tensor, u: Tensor) -> Tensor:
+    """A draw by inversion, linear between the `[QUANTILES + 1]` tabulated quantiles."""
+    place = u * QUANTILES
+    index = place.long()
+    low, high = table[index], table[index + 1]
+    return low + (high - low) * (place - index)
 
 
 def _beta_quantiles(alpha: float, beta: float) -> Tensor:
@@ -173,6 +175,18 @@ def _beta_quantiles(alpha: float, beta: float) -> Tensor:
     density = (1.0 - w ** (1.0 / alpha)) ** (beta - 1.0)
     mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     return torch.tensor(np.interp(np.linspace(0.0, 1.0, QUANTILES + 1), mass / mass[-1], w), dtype=torch.float32)
+
+
+def _fading_quantiles(blocks: int) -> Tensor:
+    """`[QUANTILES + 1]`: quantiles of the mean of `blocks` exponentials of mean 1 (an Erlang distribution), cut off at 40."""
+    x = np.geomspace(1e-9, 40.0, 64 * QUANTILES)
+    term = np.exp(-blocks * x)
+    survival = term.copy()
+    for n in range(1, blocks):
+        term = term * blocks * x / n
+        survival += term
+    quantiles = np.interp(np.linspace(0.0, 1.0, QUANTILES + 1), 1.0 - survival, x)
+    return torch.tensor(quantiles, dtype=torch.float32)
 
 
 def _thirds(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

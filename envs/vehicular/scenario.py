@@ -65,6 +65,7 @@ class VehicularScenario(Scenario):
     noise_w_per_hz: Positive = 4e-21
     reference_gain: Positive = Field(1.6e-5, description="G0, gain at 1 m: free space at 5.9 GHz, (c / (4 pi f))^2")
     path_loss_exponent: Annotated[float, Field(gt=2, le=6)] = 3.0
+    fading_blocks: int = Field(4, ge=1, le=64, description="independent Rayleigh fades that a slot's channel is the mean of")
     min_distance_m: Positive = Field(10.0, description="antenna height: no link is shorter")
     vehicle_radio_w: Positive = 1.0
     edge_radio_w: Positive = Field(50.0, description="at power level 1")

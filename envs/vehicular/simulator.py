@@ -17,6 +17,7 @@ from torch import Tensor
 from envs.team import StepResult, TeamSimulator
 from envs.vehicular import spec, stores
 from envs.vehicular.episode import Episode, EpisodeSource
+from envs.vehicular.experts import nearest_experts, primary_services, working_experts
 from envs.vehicular.scenario import VehicularScenario
 from envs.vehicular.service import tuned_capability
 from envs.vehicular.slot import Decision, Network, Requests, SlotModel, Totals, total
@@ -88,21 +89,20 @@ class VehicularSimulator(TeamSimulator):
         trace, edges_m = place(scenario)
         self._source = EpisodeSource(scenario, trace, edges_m, self.device)
         self._model = SlotModel(scenario, self.device)
-        self.spec = spec.team_spec(scenario, edges_m, spec.state_size(scenario))
+        self.spec = spec.team_spec(scenario, edges_m)
         self._constants(edges_m)
         self.episode: Episode | None = None
 
     def _constants(self, edges_m: Tensor) -> None:
         s, device = self.scenario, self.device
         edges, services = s.num_edges, s.num_services
-        edge = torch.arange(edges)
-        self._primary = (torch.arange(services) == edge[:, None] % services).to(device)
-        self._experts = _nearest_experts(edges_m, self._primary.cpu()).to(device)
+        self._primary = primary_services(edges, services).to(device)
+        self._experts = nearest_experts(edges_m, s.num_services).to(device)
         self._levels = torch.tensor(s.compute_levels, device=device)
         self._powers = torch.tensor(s.power_levels, device=device)
         exists = self.spec.choice_exists(device)
         self._mask = exists.expand(self.num_envs, edges, *exists.shape)
-        self._edge = edge.float().to(device)
+        self._edge = torch.arange(edges, device=device)
 
     @torch.no_grad()
     def reset(self, seeds: Tensor) -> StepResult:
@@ -180,7 +180,7 @@ class VehicularSimulator(TeamSimulator):
         vehicle_in = torch.full((self.num_envs, slots + 1), s.num_vehicles, device=self.device)
         vehicle_in.scatter_(1, slot_in_order, order)
 
-        expert = self._working_experts(episode.up[t])
+        expert = working_experts(self._experts, episode.up[t])
         answerable = (self._edge_version != stores.EMPTY) & episode.up[t][..., None]
         legal = torch.zeros(self.num_envs, s.num_services + 1, edges + 1, dtype=torch.bool, device=self.device)
         legal[:, :-1, :-1] = answerable.transpose(1, 2)
@@ -199,14 +199,6 @@ class VehicularSimulator(TeamSimulator):
             legal=legal,
             fetchable=(self._version[:, None] > self._edge_version) & (expert < edges) & episode.up[t][..., None],
         )
-
-    def _working_experts(self, up: Tensor) -> Tensor:
-        """`[E, M, K]` int64: the nearest expert that is up, M (the cloud) if all are down."""
-        if not self.scenario.edge_down_probability:
-            return self._experts[..., 0].expand(self.num_envs, -1, -1)
-        up = torch.nn.functional.pad(up, (0, 1), value=True)
-        choice = up[:, self._experts].to(torch.uint8).argmax(-1, keepdim=True)
-        return self._experts.expand(self.num_envs, -1, -1, -1).gather(-1, choice).squeeze(-1)
 
     def _capability_of(self, code: Tensor) -> Tensor:
         """Capability of the patch `[E, N]` with that code, 0 for none."""
@@ -372,7 +364,7 @@ class VehicularSimulator(TeamSimulator):
             "demand_level": seen[3],
             "channel_gain_db": seen[4],
             "displaced_capability": displaced,
-            "edge": self._edge.long().repeat(rows, 1),
+            "edge": self._edge.repeat(rows, 1),
             "capability": targets[:, :edges].contiguous(),
             "version": self._edge_version.float(),
             "idle_slots": idle.float(),
@@ -433,20 +425,6 @@ class VehicularSimulator(TeamSimulator):
         if s.edge_down_probability:
             mask[:, :, slots:, 1:] &= self._episode.up[self._slot][:, :, None, None]
         return mask
-
-
-def _nearest_experts(edges_m: Tensor, primary: Tensor) -> Tensor:
-    """`[M, K, X]` int64: each service's experts from near to far for each edge, filled up with M (the cloud).
-
-    X is one more than the most experts that a service has.
-    """
-    edges = len(edges_m)
-    distance_m = torch.cdist(edges_m.double(), edges_m.double())
-    distance_m = distance_m[:, None].masked_fill(~primary.T, torch.inf)
-    near = distance_m.sort(dim=2, stable=True)
-    experts = near.indices.masked_fill(near.values.isinf(), edges)
-    most = int(primary.sum(0).max())
-    return torch.nn.functional.pad(experts[..., :most], (0, 1), value=edges)
 
 
 def _request_features(episode: Episode) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from envs.vehicular import compute, radio, service
+from envs.vehicular.experts import primary_services
 from envs.vehicular.scenario import VehicularScenario
 from envs.vehicular.sums import count_by, exact_sum
 
@@ -109,9 +110,8 @@ class SlotModel:
         self.scenario = scenario
         edges, services = scenario.num_edges, scenario.num_services
         self.edges, self.services = edges, services
-        expert = torch.zeros(edges + 3, services, dtype=torch.bool)
-        expert[torch.arange(edges), torch.arange(edges) % services] = True
-        self._gives_patch = expert.flatten().to(device)
+        nobody_else = torch.zeros(3, services, dtype=torch.bool)
+        self._gives_patch = torch.cat([primary_services(edges, services), nobody_else]).flatten().to(device)
         wire = torch.full((edges + 1, edges + 1), scenario.fiber_bps)
         wire[:, edges] = scenario.cloud_link_bps
         self._wire_bps = wire.flatten().to(device)

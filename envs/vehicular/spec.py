@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from envs.team import ActionHead, Field, Metric, TeamSpec
 from envs.vehicular.scenario import VehicularScenario
 
 MIN_GAIN_DB, MAX_GAIN_DB = -200.0, -40.0
+
+
+@dataclass(frozen=True)
+class VehicularSpec(TeamSpec):
+    """The contract, with the scenario for policies that compute with its physics.
+
+    Attributes:
+        physics: The scenario.
+    """
+
+    physics: VehicularScenario = VehicularScenario()
 
 
 def observation_fields(s: VehicularScenario) -> dict[str, Field]:
@@ -87,18 +100,19 @@ def metrics() -> dict[str, Metric]:
     }
 
 
-def team_spec(s: VehicularScenario, edges_m: Tensor, state_size: int) -> TeamSpec:
+def team_spec(s: VehicularScenario, edges_m: Tensor) -> VehicularSpec:
     """The problem's contract."""
-    return TeamSpec(
+    return VehicularSpec(
         problem=s.problem,
         scenario=s.name,
         agents=agent_names(s),
         observation=observation_fields(s),
         heads=action_heads(s),
-        state_size=state_size,
+        state_size=state_size(s),
         max_steps=s.horizon_slots,
         metrics=metrics(),
         positions=tuple((float(x), float(y)) for x, y in edges_m),
+        physics=s,
     )
 
 
