@@ -33,8 +33,8 @@ def load_fcd(path: Path, slot_s: float, first_slot: int = 0, num_slots: int | No
     reader.read()
     if not reader.rows:
         raise InputError(f"{path}: no vehicle in the file: expected <vehicle id= x= y=> within <timestep time=>")
-    samples = reader.samples().window(first_slot, num_slots)
     source = f"SUMO floating-car data {path.name}"
+    samples = reader.samples().window(first_slot, num_slots, source)
     trace = samples.to_trace(slot_s, source)
     slots, vehicles = trace.present.shape
     start_s = reader.start_s + float(samples.slot.min()) * slot_s

@@ -62,7 +62,7 @@ def synthetic_trace(
     A vehicle's way depends on the seed and its number only: more vehicles or more slots leave the others where they were.
 
     Args:
-        area_m: Width and height of the grid; positions lie between (0, 0) and it.
+        area_m: Width and height of the grid, both positive; positions lie between (0, 0) and it.
         seed: Not negative.
 
     Raises:

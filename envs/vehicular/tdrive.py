@@ -58,12 +58,7 @@ class _Tally:
 
     def widen_extent(self, lon: Floats, lat: Floats) -> None:
         west, south, east, north = self.extent
-        self.extent = (
-            lon.min(initial=west),
-            lat.min(initial=south),
-            lon.max(initial=east),
-            lat.max(initial=north),
-        )
+        self.extent = lon.min(initial=west), lat.min(initial=south), lon.max(initial=east), lat.max(initial=north)
 
 
 def load_tdrive(
@@ -90,8 +85,9 @@ def load_tdrive(
     centre_lat = (lat.min() + lat.max()) / 2 if box is None else (box.south + box.north) / 2
     samples = SlotSamples(slot, np.concatenate([part.vehicle for part in parts]), *project(lon, lat, centre_lat))
     kept_vehicles = len(np.unique(samples.vehicle))
-    samples = samples.window(first_slot, num_slots)
-    trace = samples.to_trace(slot_s, f"T-Drive {path.name}")
+    source = f"T-Drive {path.name}"
+    samples = samples.window(first_slot, num_slots, source)
+    trace = samples.to_trace(slot_s, source)
     return trace, _report(trace, samples, kept_vehicles, files, tally)
 
 
@@ -134,12 +130,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def _complain_if_unusable(path: Path, files: list[Path], tally: _Tally) -> None:
-    first = f"the first is {tally.first_bad_line}"
     if tally.empty_files == len(files):
-        raise InputError(f"{path}: {'all ' + str(len(files)) + ' files are' if len(files) > 1 else 'the file is'} empty")
+        raise InputError(f"{path}: " + ("the file is empty" if len(files) == 1 else f"all {len(files):,} files are empty"))
     if tally.bad_lines > _MAX_BAD_SHARE * tally.lines:
         raise InputError(
-            f"{path}: {tally.bad_lines:,} of {tally.lines:,} lines are no `id,YYYY-MM-DD HH:MM:SS,longitude,latitude`, {first}"
+            f"{path}: {tally.bad_lines:,} of {tally.lines:,} lines are no `id,YYYY-MM-DD HH:MM:SS,longitude,latitude`, "
+            f"the first is {tally.first_bad_line}"
         )
     if tally.dropped.total() == tally.points:
         west, south, east, north = tally.extent
@@ -178,8 +174,8 @@ def _parse(lines: list[str]) -> _Points:
     names, times, lons, lats = zip(*rows, strict=True) if rows else ((), (), (), ())
     time_s = np.array(times, "datetime64[s]").astype(np.int64)
     lon, lat = np.array(lons, np.float64), np.array(lats, np.float64)
-    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
-        raise ValueError("longitude and latitude must be finite")
+    if not ((np.abs(lon) <= 180).all() and (np.abs(lat) <= 90).all()):
+        raise ValueError("longitude or latitude is not within +-180 or +-90 degrees")
     number = {name: index for index, name in enumerate(dict.fromkeys(names))}
     taxi = np.zeros(len(rows), np.int64) if len(number) < 2 else np.array([number[name] for name in names])
     return _Points(taxi, time_s, lon, lat)

@@ -137,7 +137,7 @@ class SlotSamples:
     x: Floats
     y: Floats
 
-    def window(self, first_slot: int, num_slots: int | None) -> SlotSamples:
+    def window(self, first_slot: int, num_slots: int | None, source: str) -> SlotSamples:
         """The samples of `num_slots` slots (None: of all that follow) from the `first_slot`-th on.
 
         Raises:
@@ -146,9 +146,7 @@ class SlotSamples:
         slot = self.slot - self.slot.min()
         inside = (slot >= first_slot) & (slot < (math.inf if num_slots is None else first_slot + num_slots))
         if not inside.any():
-            raise InputError(
-                f"no vehicle in the chosen slots: first_slot = {first_slot} with {slot.max() + 1:,} slots in the data"
-            )
+            raise InputError(f"{source}: no vehicle in the chosen slots: first_slot = {first_slot} of {slot.max() + 1:,} slots")
         return SlotSamples(self.slot[inside], self.vehicle[inside], self.x[inside], self.y[inside])
 
     def to_trace(self, slot_s: float, source: str) -> Trace:

@@ -83,10 +83,10 @@ def test_slots_may_be_shorter_than_the_time_between_rows(tmp_path):
     assert trace.positions[:, 0, 0].tolist() == pytest.approx([0, 200, 400, 600])
 
 
-def test_steps_that_are_no_exact_binary_numbers_hit_their_slots(tmp_path):
-    rows = {step / 10: {"a": (1000 + step, 500)} for step in range(0, 31)}
-    trace, _ = load_trace(write(tmp_path, fcd(rows)), slot_s=0.3)
-    assert trace.positions[:, 0, 0].tolist() == pytest.approx([3 * slot for slot in range(11)], abs=1e-3)
+def test_times_that_are_no_exact_binary_numbers_hit_their_slots(tmp_path):
+    # In binary (0.7 - 0.1) / 0.3 is below 2.
+    trace, _ = load_trace(write(tmp_path, fcd({0.1: {"a": (1000, 500)}, 0.7: {"b": (1000, 500)}})), slot_s=0.3)
+    assert trace.present.tolist() == [[True, False], [False, False], [False, True]]
 
 
 def test_a_gap_over_ten_minutes_makes_another_vehicle(tmp_path):

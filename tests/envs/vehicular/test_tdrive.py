@@ -210,7 +210,8 @@ BAD_LINES = [
     ("1,2008-02-04,116.35,39.9", "expected 4 fields: id,YYYY-MM-DD HH:MM:SS,longitude,latitude"),
     ("1,2008-02-30 08:05:00,116.35,39.9", "Day out of range in datetime string"),
     ("1,2008-02-04 08:05:00,east,39.9", "could not convert string to float: 'east'"),
-    ("1,2008-02-04 08:05:00,nan,39.9", "longitude and latitude must be finite"),
+    ("1,2008-02-04 08:05:00,nan,39.9", "longitude or latitude is not within +-180 or +-90 degrees"),
+    ("1,2008-02-04 08:05:00,39.9,116.35", "longitude or latitude is not within +-180 or +-90 degrees"),
 ]
 
 

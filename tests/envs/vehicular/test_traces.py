@@ -174,7 +174,7 @@ def test_a_part_is_a_cut_of_the_whole(name):
 
 
 def test_a_part_beyond_the_end_is_refused():
-    with pytest.raises(InputError, match=r"^no vehicle in the chosen slots: first_slot = 500 with 120 slots in the data$"):
+    with pytest.raises(InputError, match=r"gz: no vehicle in the chosen slots: first_slot = 500 of 120 slots$"):
         load_trace(DATA / "fcd_20_vehicles.xml.gz", first_slot=500)
 
 
