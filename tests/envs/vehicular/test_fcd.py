@@ -84,8 +84,8 @@ def test_slots_may_be_shorter_than_the_time_between_rows(tmp_path):
 
 
 def test_times_that_are_no_exact_binary_numbers_hit_their_slots(tmp_path):
-    # In binary (0.7 - 0.1) / 0.3 is below 2.
-    trace, _ = load_trace(write(tmp_path, fcd({0.1: {"a": (1000, 500)}, 0.7: {"b": (1000, 500)}})), slot_s=0.3)
+    # In binary (0.6 - 0.2) / 0.2 is below 2.
+    trace, _ = load_trace(write(tmp_path, fcd({0.2: {"a": (1000, 500)}, 0.6: {"b": (1000, 500)}})), slot_s=0.2)
     assert trace.present.tolist() == [[True, False], [False, False], [False, True]]
 
 
