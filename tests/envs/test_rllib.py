@@ -17,10 +17,13 @@ from envs.team import ActionHead, Field, TeamSpec
 
 @pytest.fixture(scope="module")
 def _ray():
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     register()
     yield
-    ray.shutdown()
+    if started_here:
+        ray.shutdown()
 
 
 def stock_ppo(env: str, env_config: dict, module: RLModuleSpec | None = None):
