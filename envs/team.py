@@ -32,7 +32,8 @@ class Field:
         scale: How a network should see it: `linear` in [low, high], `log` for quantities that span decades
             (log1p in units of `low`, which must then be the smallest value that matters; 0 is allowed), `category` as one-hot.
         entity: Name of the set whose members the first dimension of `shape` counts (`"request"`), or `None`.
-            Fields of one entity are encoded together, member by member.
+            Fields of one entity are encoded together, member by member. Where there are fewer members than places, the empty
+            places come with category -1 (`low=-1`) and 0 in the other fields.
     """
 
     shape: tuple[int, ...]

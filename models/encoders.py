@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from envs.team import Field, TeamSpec
+from envs.team import ActionHead, Field, TeamSpec
 
 _UNBOUNDED_CLIP = 1e4  # stays inside float16
 
@@ -54,47 +54,89 @@ class ObservationPacker:
     def __call__(self, observation: dict[str, Tensor]) -> Tensor:
         """Fields `[E, N, *shape]` to `[E, N, D]` float16."""
         parts = [
-            _scale(piece.field, observation[name].to(torch.float32)).flatten(2).to(torch.float16)
+            _scale(piece.field, observation[name].to(torch.float32)).unsqueeze(-1).flatten(2).to(torch.float16)
             for name, piece in self.slices.items()
         ]
         return torch.cat(parts, dim=-1)
 
 
-class ObservationEncoder(nn.Module):
-    """One vector per agent, and one per member of each entity that an action head or attention may refer to.
+@dataclass
+class Members:
+    """The members of one entity, of all agents and steps in one list.
 
-    Entity members share one network; their mean and maximum join the agent's plain fields, so the encoding of the agent does
-    not depend on the members' number or order.
+    On the CPU the list leaves out members that do not exist, which are most of them. An accelerator keeps all, with weight 0:
+    picking some would make the host wait for their number. Both ways give the same results.
+
+    Attributes:
+        place: `[M]` int64, their places in the flattened `[rows * capacity]`, where a row is one agent at one step.
+        capacity: Members that a row has room for.
+        weight: `[M]` float32, 1 for members that exist.
+        vectors: `[M, entity_hidden]`, 0 for members that do not exist.
+    """
+
+    place: Tensor
+    capacity: int
+    weight: Tensor
+    vectors: Tensor
+
+    @property
+    def row(self) -> Tensor:
+        """`[M]` int64, the agent and step that each member belongs to."""
+        return self.place // self.capacity
+
+
+class ObservationEncoder(nn.Module):
+    """One vector per agent, and one per member of each entity that an action head may refer to.
+
+    Entity members share one network. The agent's plain fields are joined by the members' mean and by their sum over the
+    capacity, so the encoding of the agent does not depend on the members' order.
     """
 
     def __init__(self, spec: TeamSpec, hidden: int, entity_hidden: int) -> None:
         super().__init__()
-        packer = ObservationPacker(spec)
-        self.packed_size = packer.size
-        self._plain = [piece for piece in packer.slices.values() if piece.field.entity is None]
+        pieces = list(ObservationPacker(spec).slices.values())
+        self._plain = [piece for piece in pieces if piece.field.entity is None]
         self._entities: dict[str, list[_Slice]] = {}
-        for piece in packer.slices.values():
+        for piece in pieces:
             if piece.field.entity is not None:
                 self._entities.setdefault(piece.field.entity, []).append(piece)
         self.entity_networks = nn.ModuleDict(
             {
-                name: nn.Sequential(nn.Linear(sum(_member_size(p.field) for p in pieces), entity_hidden), nn.ReLU())
+                name: nn.Sequential(
+                    nn.Linear(sum(_inputs(p.field, p.field.shape[1:]) for p in pieces), entity_hidden), nn.ReLU()
+                )
                 for name, pieces in self._entities.items()
             }
         )
-        plain_size = sum(math.prod(p.field.shape) * _depth(p.field) for p in self._plain)
+        plain_size = sum(_inputs(piece.field, piece.field.shape) for piece in self._plain)
         self.network = nn.Sequential(nn.Linear(plain_size + 2 * entity_hidden * len(self._entities), hidden), nn.ReLU())
 
-    def forward(self, packed: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """`[..., D]` float16 to `[..., hidden]` and entity name to `[..., members, entity_hidden]`."""
-        packed = packed.to(torch.float32)
-        inputs = [_expand(piece, packed).flatten(packed.dim() - 1) for piece in self._plain]
+    def forward(self, packed: Tensor) -> tuple[Tensor, dict[str, Members]]:
+        """`[..., D]` float16 to `[..., hidden]`, and the members by entity name (rows: the leading dimensions)."""
+        rows = packed.flatten(0, -2)
+        inputs = [_expand(piece.field, rows[:, piece.start : piece.stop]) for piece in self._plain]
         entities = {}
         for name, pieces in self._entities.items():
-            members = torch.cat([_expand(p, packed).flatten(packed.dim()) for p in pieces], dim=-1)
-            entities[name] = self.entity_networks[name](members)
-            inputs += [entities[name].mean(-2), entities[name].amax(-2)]
-        return self.network(torch.cat(inputs, dim=-1)), entities
+            entities[name] = members = self._encode_members(self.entity_networks[name], pieces, rows)
+            weighted = torch.cat([members.vectors, members.weight.unsqueeze(-1)], dim=-1)
+            total = weighted.new_zeros(len(rows), weighted.shape[1]).index_add(0, members.row, weighted)
+            inputs += [total[:, :-1] / total[:, -1:].clamp(min=1.0), total[:, :-1] / members.capacity]
+        return self.network(torch.cat(inputs, dim=-1)).unflatten(0, packed.shape[:-1]), entities
+
+    @staticmethod
+    def _encode_members(network: nn.Module, pieces: list[_Slice], rows: Tensor) -> Members:
+        capacity = pieces[0].field.shape[0]
+        values = [rows[:, piece.start : piece.stop].reshape(len(rows) * capacity, -1) for piece in pieces]
+        exists = torch.ones(len(rows) * capacity, dtype=torch.bool, device=rows.device)
+        for piece, value in zip(pieces, values, strict=True):
+            if piece.field.scale == "category" and piece.field.low < 0:
+                exists = exists & (value >= 0).all(-1)
+        on_host = rows.device.type == "cpu"
+        place = exists.nonzero().squeeze(-1) if on_host else torch.arange(len(exists), device=rows.device)
+        weight = exists[place].to(torch.float32)
+        inputs = [_expand(piece.field, value[place]) for piece, value in zip(pieces, values, strict=True)]
+        vectors = network(torch.cat(inputs, dim=-1))
+        return Members(place, capacity, weight, vectors if on_host else vectors * weight.unsqueeze(-1))
 
 
 def _depth(field: Field) -> int:
@@ -102,17 +144,15 @@ def _depth(field: Field) -> int:
     return int(field.high) + 1 if field.scale == "category" else 1
 
 
-def _member_size(field: Field) -> int:
-    return math.prod(field.shape[1:]) * _depth(field)
+def _inputs(field: Field, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * _depth(field)
 
 
-def _expand(piece: _Slice, packed: Tensor) -> Tensor:
-    """The piece of `[..., D]` as `[..., *shape]`, or `[..., *shape, classes]` for a category."""
-    values = packed[..., piece.start : piece.stop].unflatten(-1, piece.field.shape or (1,))
-    if piece.field.scale != "category":
-        return values
-    index = values.to(torch.int64)
-    return F.one_hot(index.clamp(min=0), _depth(piece.field)).to(torch.float32) * (index >= 0).unsqueeze(-1)
+def _expand(field: Field, values: Tensor) -> Tensor:
+    """Packed numbers `[rows, k]` as a network reads them: float32, categories one-hot, `[rows, k * depth]`."""
+    if field.scale == "category":
+        return (values.unsqueeze(-1) == torch.arange(_depth(field), device=values.device)).flatten(1).to(torch.float32)
+    return values.to(torch.float32)
 
 
 class ActionEncoder(nn.Module):
@@ -158,16 +198,23 @@ class BranchHeads(nn.Module):
                 self.outputs[head.name] = nn.Linear(hidden, head.count * head.choices)
         self.value = nn.Linear(hidden, 1)
 
-    def forward(self, hidden: Tensor, entities: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """`[..., hidden]` and `[..., members, entity_hidden]` to scores `[..., H, C]` (0 beyond a branch) and value `[...]`."""
+    def forward(self, hidden: Tensor, entities: dict[str, Members]) -> tuple[Tensor, Tensor]:
+        """`[..., hidden]` and the members by entity to scores `[..., H, C]` and value `[...]`.
+
+        Scores are 0 for choices beyond a branch and for branches of members that do not exist.
+        """
         scores = []
         for head in self._heads:
             if head.entity:
-                mixed = self.agent_layers[head.name](hidden).unsqueeze(-2) + self.entity_layers[head.name](
-                    entities[head.entity]
-                )
-                out = self.outputs[head.name](F.relu(mixed))
+                out = self._member_scores(head, hidden.flatten(0, -2), entities[head.entity]).unflatten(0, hidden.shape[:-1])
             else:
                 out = self.outputs[head.name](hidden).unflatten(-1, (head.count, head.choices))
             scores.append(F.pad(out, (0, self._max_choices - head.choices)))
         return torch.cat(scores, dim=-2), self.value(hidden).squeeze(-1)
+
+    def _member_scores(self, head: ActionHead, rows: Tensor, members: Members) -> Tensor:
+        """`[rows, hidden]` to `[rows, capacity, choices]`."""
+        mixed = self.agent_layers[head.name](rows)[members.row] + self.entity_layers[head.name](members.vectors)
+        out = self.outputs[head.name](F.relu(mixed)) * members.weight.unsqueeze(-1)
+        everywhere = out.new_zeros(len(rows) * members.capacity, head.choices)
+        return everywhere.index_copy(0, members.place, out).unflatten(0, (len(rows), members.capacity))

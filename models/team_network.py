@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from envs.team import TeamSpec
-from models.encoders import ActionEncoder, BranchHeads, ObservationEncoder
+from models.encoders import ActionEncoder, BranchHeads, Members, ObservationEncoder
 from models.intent import EnvironmentAttention, IntentEncoder, MessageAttention, Topology, topology_matrix
 
 
@@ -64,7 +64,7 @@ class _Perception:
 
     hidden: Tensor
     last_hidden: Tensor
-    entities: dict[str, Tensor]
+    entities: dict[str, Members]
     mean: Tensor | None
     deviation: Tensor | None
 
@@ -129,7 +129,7 @@ class TeamNetwork(nn.Module):
         return _Perception(states, last_hidden, entities, mean, deviation)
 
     def decide(
-        self, hidden: Tensor, entities: dict[str, Tensor], intent: Tensor | None, heard: Tensor | None, hears: Tensor | None
+        self, hidden: Tensor, entities: dict[str, Members], intent: Tensor | None, heard: Tensor | None, hears: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Scores `[..., n, H, C]` and values `[..., n]`.
 

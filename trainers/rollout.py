@@ -23,6 +23,7 @@ from torch import Tensor
 
 from envs.registry import make_simulator
 from envs.team import StepResult, TeamSimulator, TeamSpec, episode_seeds
+from models.encoders import ObservationPacker
 from models.team_module import (
     ACTION_MASK,
     ACTIONS,
@@ -193,11 +194,14 @@ class TeamEnvRunner(EnvRunner, Checkpointable):
     def get_metrics(self) -> Any:
         return self.metrics.reduce()
 
-    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
+    @staticmethod
+    def spaces_of(spec: TeamSpec) -> tuple[gym.Space, gym.Space]:
         """The packed vector of one agent, and its branches; RLlib only hands them on."""
-        spec: TeamSpec = self.config.spec
-        size = sum(int(np.prod(field.shape)) for field in spec.observation.values())
-        spaces = (gym.spaces.Box(-np.inf, np.inf, (size,), np.float16), gym.spaces.MultiDiscrete(spec.branches))
+        size = ObservationPacker(spec).size
+        return gym.spaces.Box(-np.inf, np.inf, (size,), np.float16), gym.spaces.MultiDiscrete(spec.branches)
+
+    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
+        spaces = self.spaces_of(self.config.spec)
         return {INPUT_ENV_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
 
     def assert_healthy(self) -> None:

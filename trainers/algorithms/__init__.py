@@ -1,1 +1,45 @@
-"""The learning algorithms, one file per family."""
+"""The learning algorithms, one file per family, by the names that users type."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from envs.errors import InputError
+
+if TYPE_CHECKING:
+    from trainers.algorithms.team_algorithm import TeamAlgorithmConfig
+
+
+@dataclass(frozen=True)
+class AlgorithmEntry:
+    """Where an algorithm lives; its own defaults are in `trainers/presets/<name>.yaml`.
+
+    Attributes:
+        module: Import path that defines `CONFIG`, the family's `TeamAlgorithmConfig`. Imported on use: RLlib takes seconds.
+        summary: One line for `edgeflock list`.
+    """
+
+    module: str
+    summary: str
+
+    def config_class(self) -> type[TeamAlgorithmConfig]:
+        return importlib.import_module(self.module).CONFIG
+
+
+_VALUE_DECOMPOSITION = "trainers.algorithms.value_decomposition"
+
+ALGORITHMS: dict[str, AlgorithmEntry] = {
+    "vdn": AlgorithmEntry(_VALUE_DECOMPOSITION, "value decomposition by a sum (Sunehag et al. 2017)"),
+    "qmix": AlgorithmEntry(_VALUE_DECOMPOSITION, "monotonic value mixing (Rashid et al. 2018)"),
+    "qplex": AlgorithmEntry(_VALUE_DECOMPOSITION, "duplex dueling value mixing (Wang et al. 2021)"),
+    "idmac": AlgorithmEntry(_VALUE_DECOMPOSITION, "intent-driven communication on a value-mixing learner (Huo et al.)"),
+}
+
+
+def find_algorithm(name: str) -> AlgorithmEntry:
+    """The algorithm called `name`, or an `InputError` that lists those there are."""
+    if name not in ALGORITHMS:
+        raise InputError(f"unknown algorithm {name!r}: expected one of {', '.join(ALGORITHMS)}")
+    return ALGORITHMS[name]

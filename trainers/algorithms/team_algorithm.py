@@ -40,6 +40,7 @@ class TeamAlgorithmConfig(AlgorithmConfig):
     """RLlib's configuration for a team algorithm; `team` sets what is ours, RLlib's own methods the rest."""
 
     module_class: type[TeamModule]
+    settings_class: type[Settings]
 
     def __init__(self, algo_class: type[Algorithm]) -> None:
         super().__init__(algo_class=algo_class)
@@ -106,9 +107,7 @@ class TeamAlgorithm(Algorithm):
     def learn(self, rows: JointEpisodes, **kwargs: Any) -> None:
         """One `LearnerGroup.update` on joint rows."""
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(rows)}, env_steps=len(rows["reward"]))
-        results = self.learner_group.update(
-            batch=batch, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps}, **kwargs
-        )
+        results = self.learner_group.update(batch=batch, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps}, **kwargs)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
     def sync(self) -> None:

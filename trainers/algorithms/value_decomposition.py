@@ -121,12 +121,13 @@ class ValueModule(TeamModule):
         settings = self.settings
         actions = batch[ACTIONS].to(torch.int64)
         mask, state, alive = batch[ACTION_MASK], batch[STATE], batch[ALIVE]
+        decides = mask.sum(-1, dtype=torch.int16) > 1
         previous = F.pad(actions, (0, 0, 0, 0, 1, 0), value=-1)
         noise = self._training_noise(previous)
         online = self.network(batch[OBSERVATION], previous, self.network.initial_state(len(actions)), noise)
-        chosen = branch_value(online, F.pad(actions, (0, 0, 0, 0, 0, 1)), mask, alive)[:, :-1]
+        chosen = branch_value(online, F.pad(actions, (0, 0, 0, 0, 0, 1)), decides, alive)[:, :-1]
         greedy_actions = masked_argmax(online.scores.detach(), mask)
-        greedy = branch_value(online, greedy_actions, mask, alive)[:, :-1]
+        greedy = branch_value(online, greedy_actions, decides, alive)[:, :-1]
         encode = self.network.action_encoder
         joint = self.mixer(chosen, greedy, state[:, :-1], encode(actions))
 
@@ -135,8 +136,8 @@ class ValueModule(TeamModule):
             best = masked_argmax(target.scores, mask)
             if not settings.double_q:
                 greedy_actions = best
-            picked = branch_value(target, greedy_actions, mask, alive)
-            best_value = branch_value(target, best, mask, alive)
+            picked = branch_value(target, greedy_actions, decides, alive)
+            best_value = branch_value(target, best, decides, alive)
             next_joint = self.target_mixer(picked, best_value, state, encode(greedy_actions))[:, 1:]
             targets = td_lambda_targets(
                 batch[REWARD], batch[TERMINATED], batch[FILLED], next_joint, settings.gamma, settings.td_lambda
@@ -158,7 +159,7 @@ class ValueModule(TeamModule):
         return {"entropy_loss": entropy.mean(-1)[:, :-1], "continuity_loss": continuity.mean(-1)[:, :-1]}
 
 
-def branch_value(out: NetworkOutput, actions: Tensor, mask: Tensor, alive: Tensor) -> Tensor:
+def branch_value(out: NetworkOutput, actions: Tensor, decides: Tensor, alive: Tensor) -> Tensor:
     """The agents' values of their joint branch choices, `[B, T, N]`.
 
     Branches with a single legal choice decide nothing and count 0, as do agents that have left the episode.
@@ -166,11 +167,10 @@ def branch_value(out: NetworkOutput, actions: Tensor, mask: Tensor, alive: Tenso
     Args:
         out: Scores `[B, T, N, H, C]` and values `[B, T, N]`.
         actions: `[B, T, N, H]`.
-        mask: `[B, T, N, H, C]`.
+        decides: `[B, T, N, H]` bool, more than one choice is legal.
         alive: `[B, T, N]`.
     """
     scores = out.scores.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    decides = mask.sum(-1) > 1
     return (out.value + (scores * decides).sum(-1)) * alive
 
 
@@ -286,6 +286,7 @@ class ValueDecompositionConfig(TeamAlgorithmConfig):
     """RLlib configuration of the family."""
 
     module_class = ValueModule
+    settings_class = ValueSettings
     settings: ValueSettings
 
     def __init__(self, algo_class: type[ValueDecomposition] | None = None) -> None:
@@ -294,3 +295,6 @@ class ValueDecompositionConfig(TeamAlgorithmConfig):
 
     def get_default_learner_class(self) -> type[ValueLearner]:
         return ValueLearner
+
+
+CONFIG = ValueDecompositionConfig

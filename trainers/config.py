@@ -1,0 +1,141 @@
+"""The complete description of a training, from presets, files and the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from envs.errors import InputError
+from envs.registry import Scenario, make_scenario, parse, scenario_from_dict
+from models.team_network import NetworkConfig
+from trainers.algorithms import find_algorithm
+from trainers.algorithms.team_algorithm import Settings
+
+PRESETS = Path(__file__).parent / "presets"
+SECTIONS = ("scenario", "algorithm", "network", "training")
+
+
+class TrainingConfig(BaseModel):
+    """How long and on what a training runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    env_steps: int = Field(300_000, ge=1, description="budget: steps of the team, summed over parallel episodes")
+    num_envs: int = Field(32, ge=1, description="parallel episodes of each runner")
+    runners: int = Field(0, ge=0, description="remote sampling processes; 0 samples in the trainer's own process")
+    learners: int = Field(0, ge=0, description="remote learner processes; 0 learns in the trainer's own process")
+    learner_gpus: float = Field(0, ge=0, description="GPUs of each learner")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the runners simulate and act")
+    threads: int = Field(1, ge=0, description="torch threads of the trainer's process; 0 leaves torch's default")
+    evaluation_interval: int = Field(10, ge=1, description="iterations between evaluations on the fixed seeds")
+    evaluation_episodes: int = Field(32, ge=1, description="episodes of each evaluation")
+    checkpoint_interval: int = Field(25, ge=1, description="iterations between checkpoints")
+
+
+class RunConfig(BaseModel):
+    """One training. `config.yaml` of a run folder holds it whole."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="the algorithm, as `edgeflock list` names it")
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    scenario: SerializeAsAny[Scenario]
+    algorithm: SerializeAsAny[Settings]
+    network: NetworkConfig = NetworkConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    def save(self, path: Path) -> None:
+        """Writes YAML that `load` reads back."""
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+    @staticmethod
+    def load(path: Path) -> RunConfig:
+        """Reads a run folder's `config.yaml`.
+
+        Raises:
+            InputError: The file is missing, is not YAML, or does not describe a training.
+        """
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: cannot be read as a run's configuration: {str(error).splitlines()[0]}") from None
+        if not isinstance(values, dict) or not isinstance(values.get("scenario"), dict):
+            raise InputError(f"{path}: not a run's configuration: expected the keys name, seed, {', '.join(SECTIONS)}")
+        return _build(str(values.get("name")), scenario_from_dict(values["scenario"]), values)
+
+
+def make_run_config(algorithm: str, scenario: str, seed: int = 0, overrides: list[str] | None = None) -> RunConfig:
+    """Defaults, then the algorithm's preset, then its part for the problem, then `overrides` (`section.key=value`).
+
+    Raises:
+        InputError: Unknown algorithm, scenario or key, or a value that the key does not take.
+    """
+    find_algorithm(algorithm)
+    given = parse_overrides(overrides or [])
+    built = make_scenario(scenario, given.get("scenario"))
+    preset = yaml.safe_load((PRESETS / f"{algorithm}.yaml").read_text())
+    problem = preset.pop("problems", {}).get(built.problem, {})
+    values: dict[str, Any] = {"seed": seed}
+    for section in SECTIONS[1:]:
+        values[section] = merge(merge(preset.get(section, {}), problem.get(section, {})), given.get(section, {}))
+    return _build(algorithm, built, values)
+
+
+def _build(name: str, scenario: Scenario, values: dict[str, Any]) -> RunConfig:
+    settings = find_algorithm(name).config_class().settings_class
+    return parse(
+        RunConfig,
+        {
+            **values,
+            "name": name,
+            "scenario": scenario,
+            "algorithm": parse(settings, values.get("algorithm") or {}, f"algorithm {name}"),
+            "network": parse(NetworkConfig, values.get("network") or {}, "network"),
+            "training": parse(TrainingConfig, values.get("training") or {}, "training"),
+        },
+        "run",
+    )
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """`["algorithm.lr=5e-4", "network.intent.size=8"]` to nested dicts by section; values are YAML.
+
+    Raises:
+        InputError: An assignment without `=`, an unknown section, or a value that is not YAML.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        section, *path = key.strip().split(".")
+        if not equals or not path or section not in SECTIONS:
+            raise InputError(f"--set {assignment!r}: expected SECTION.KEY=VALUE with a section of {', '.join(SECTIONS)}")
+        nested: dict[str, Any] = {path[-1]: _value(assignment, text)}
+        for part in reversed(path[:-1]):
+            nested = {part: nested}
+        result[section] = merge(result.get(section, {}), nested)
+    return result
+
+
+def _value(assignment: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {assignment!r}: the value is not YAML") from None
+    if isinstance(value, str):  # YAML 1.1 reads 5e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def merge(base: dict[str, Any] | None, top: dict[str, Any] | None) -> dict[str, Any]:
+    """`base` with the entries of `top` put over it, dicts merged key by key."""
+    merged = dict(base or {})
+    for key, value in (top or {}).items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
