@@ -23,6 +23,9 @@ from trainers.rollout import JointEpisodes, TeamEnvRunner
 EVALUATION_SEED = 20_260_000
 """Run seed of the episodes that training-time evaluation plays: the same ones for every training."""
 
+FIGURES = "figures"
+"""Where, below the module's name, a learner logs what `metrics.jsonl` shows of it."""
+
 Config = TypeVar("Config", bound="TeamAlgorithmConfig")
 
 

@@ -37,7 +37,7 @@ from models.team_module import (
     masked_argmax,
 )
 from models.team_network import NetworkOutput
-from trainers.algorithms.team_algorithm import Settings, TeamAlgorithm, TeamAlgorithmConfig
+from trainers.algorithms.team_algorithm import FIGURES, Settings, TeamAlgorithm, TeamAlgorithmConfig
 from trainers.replay import EpisodeReplay
 
 REPLAY_FILE = "replay.safetensors"
@@ -221,7 +221,7 @@ class ValueLearner(TorchLearner):
                 term = (fwd_out[name] * weight).sum()
                 figures[name] = term.detach()
                 loss = loss + factor * term
-        self.metrics.log_dict(figures, key=module_id, window=1)
+        self.metrics.log_dict(figures, key=(module_id, FIGURES), window=1)
         return loss
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:

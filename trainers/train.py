@@ -1,0 +1,191 @@
+"""Trains one run: the loop, its run folder, its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from envs.errors import InputError
+from envs.registry import make_simulator
+from envs.team import TeamSpec, episode_seeds
+from trainers.algorithms import find_algorithm
+from trainers.algorithms.team_algorithm import EVALUATION_SEED, FIGURES, TeamAlgorithm, initialise_ray
+from trainers.comparison import compare
+from trainers.config import RunConfig
+from trainers.evaluate import evaluate
+from trainers.figures import read_metrics
+from trainers.learned_policy import export_policy, load_policy
+
+CONFIG, METRICS, CHECKPOINTS, BUNDLE = "config.yaml", "metrics.jsonl", "checkpoints", "bundle"
+KEPT_CHECKPOINTS = 2
+
+
+class Reporter(Protocol):
+    """Hears of every iteration's record (the line of `metrics.jsonl`)."""
+
+    def __call__(self, record: dict[str, Any]) -> None: ...
+
+
+class Interrupted(Exception):
+    """The user stopped the training; everything up to now is in the checkpoint."""
+
+
+def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = False) -> Path:
+    """Trains until the budget of environment steps is used, then evaluates and exports the policy.
+
+    Args:
+        folder: The run folder; made here, or continued from its last checkpoint with `resume`.
+
+    Raises:
+        InputError: The scenario cannot be simulated, or `folder` is taken (or, to resume, has no checkpoint). Nothing has been
+            created or changed then.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
+    """
+    simulator = make_simulator(config.scenario, 1)
+    spec = simulator.spec
+    simulator.close()
+    checkpoint = latest_checkpoint(folder) if resume else None
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: exists already: choose another --run, or --resume it")
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(folder / CONFIG)
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    initialise_ray(config.training.runners + config.training.learners)
+    algorithm = build_algorithm(config, spec)
+    try:
+        if checkpoint is not None:
+            algorithm.load_checkpoint(str(checkpoint))
+            forget_after(folder, algorithm.env_steps)
+        with interruptible() as interrupted:
+            loop(config, folder, algorithm, report, interrupted)
+        finish(config, folder, spec, algorithm)
+    finally:
+        algorithm.stop()
+        shutil.rmtree(algorithm.logdir, ignore_errors=True)  # RLlib makes an empty one of its own outside the run folder
+    return folder
+
+
+def build_algorithm(config: RunConfig, spec: TeamSpec) -> TeamAlgorithm:
+    """The RLlib algorithm that the configuration describes."""
+    training = config.training
+    rllib = (
+        find_algorithm(config.name)
+        .config_class()()
+        .team(config.scenario, spec, config.network, config.algorithm, training.device)
+        .env_runners(num_env_runners=training.runners, num_envs_per_env_runner=training.num_envs)
+        .learners(num_learners=training.learners, num_gpus_per_learner=training.learner_gpus)
+        .evaluation(evaluation_interval=training.evaluation_interval)
+        .debugging(seed=config.seed, log_level="ERROR")
+    )
+    rllib.evaluation_episodes = training.evaluation_episodes
+    return rllib.build_algo()
+
+
+def loop(config: RunConfig, folder: Path, algorithm: TeamAlgorithm, report: Reporter, interrupted: list[bool]) -> None:
+    """Iterates until the budget is used; writes metrics, events and checkpoints."""
+    training = config.training
+    started, steps_before = time.monotonic(), algorithm.env_steps
+    writer = SummaryWriter(str(folder), purge_step=algorithm.env_steps or None)
+    with writer, (folder / METRICS).open("a") as metrics:
+        while algorithm.env_steps < training.env_steps:
+            record = flatten(algorithm.train(), algorithm.env_steps)
+            elapsed = time.monotonic() - started
+            metrics.write(json.dumps(record) + "\n")
+            metrics.flush()
+            for name, value in record.items():
+                writer.add_scalar(name, value, algorithm.env_steps)
+            report({**record, "env_steps_per_s": (algorithm.env_steps - steps_before) / elapsed})
+            done = algorithm.env_steps >= training.env_steps
+            if done or interrupted or algorithm.training_iteration % training.checkpoint_interval == 0:
+                save_checkpoint(folder, algorithm)
+            if interrupted and not done:
+                raise Interrupted
+
+
+def flatten(result: dict[str, Any], env_steps: int) -> dict[str, float]:
+    """One flat record of an iteration: sampled episodes (`*_mean`), the learner's figures, and the evaluation's, if any."""
+    record: dict[str, float] = {"iteration": result["training_iteration"], "env_steps": env_steps}
+    for name, value in result["env_runners"].items():
+        if name.endswith("_mean"):
+            record["return_mean" if name == "episode_return_mean" else name] = value
+    for name, value in result.get("learners", {}).get("default_policy", {}).get(FIGURES, {}).items():
+        record[f"learner/{name}"] = value
+    for name, value in result.get("evaluation", {}).items():
+        record["evaluation_return_mean" if name == "return" else f"evaluation/{name}"] = value
+    return {name: float(value) if name not in ("iteration", "env_steps") else int(value) for name, value in record.items()}
+
+
+def finish(config: RunConfig, folder: Path, spec: TeamSpec, algorithm: TeamAlgorithm) -> None:
+    """Exports the bundle, and evaluates what was exported on the fixed seeds."""
+    module = algorithm.env_runner_group.local_env_runner.module
+    export_policy(config, spec, module, folder / BUNDLE, {"env_steps": algorithm.env_steps})
+    seeds = episode_seeds(EVALUATION_SEED, 0, config.training.evaluation_episodes)
+    results = evaluate(load_policy(folder), config.scenario, seeds)
+    compare({config.name: [results]}).write(folder)
+    figures = {name: results.pooled(name) for name in results.metrics}
+    export_policy(config, spec, module, folder / BUNDLE, {"env_steps": algorithm.env_steps, "evaluation": figures})
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(folder: Path, algorithm: TeamAlgorithm) -> None:
+    """Writes a checkpoint that is whole or absent, and removes old ones."""
+    checkpoints = folder / CHECKPOINTS
+    checkpoints.mkdir(exist_ok=True)
+    for leftover in checkpoints.glob("*.tmp"):
+        shutil.rmtree(leftover)
+    name = f"{algorithm.training_iteration:08d}"
+    temporary = checkpoints / f"{name}.tmp"
+    temporary.mkdir()
+    algorithm.save_checkpoint(str(temporary.absolute()))
+    os.replace(temporary, checkpoints / name)
+    for old in sorted(p for p in checkpoints.iterdir() if p.suffix != ".tmp")[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The newest whole checkpoint of a run folder, or an `InputError`."""
+    found = sorted(p for p in (folder / CHECKPOINTS).glob("*") if p.suffix != ".tmp")
+    if not found:
+        raise InputError(f"{folder}: no checkpoint to resume from")
+    return found[-1].absolute()
+
+
+def forget_after(folder: Path, env_steps: int) -> None:
+    """Drops the metrics of iterations that the checkpoint does not know, so that they are not counted twice."""
+    kept = [record for record in read_metrics(folder) if record["env_steps"] <= env_steps]
+    temporary = folder / f"{METRICS}.tmp"
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(temporary, folder / METRICS)
+
+
+@contextmanager
+def interruptible() -> Iterator[list[bool]]:
+    """A list that is no longer empty once SIGINT or SIGTERM has come; a second signal acts as usual."""
+    came: list[bool] = []
+    usual: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(True)
+        signal.signal(number, usual[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        usual[number] = signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
