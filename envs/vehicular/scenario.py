@@ -92,15 +92,15 @@ class VehicularScenario(Scenario):
     # Score and reward
     qos_max: Positive = 1.0
     qos_alpha: Positive = Field(5.0, description="growth rate in eq. 3")
-    weight_qos: NonNegative = 1.0
-    weight_latency: NonNegative = Field(0.3, description="per second")
+    weight_qos: NonNegative = 0.85
+    weight_latency: NonNegative = Field(0.4, description="per second")
     weight_energy: NonNegative = Field(0.02, description="per joule")
     score_threshold: float = 0.6
     score_temperature: Positive = 0.1
     weight_cost: NonNegative = 0.1
     cost_energy_j: Positive = Field(10.0, description="energy per request that costs 1")
-    cost_patches: Positive = Field(0.5, description="patches moved per request that cost 1")
-    weight_gain: NonNegative = 0.5
+    cost_patches: Positive = Field(1.0, description="patches moved per request that cost 1")
+    weight_gain: NonNegative = 1.0
     weight_excess: NonNegative = Field(0.5, description="per second above the limit")
     latency_limit_s: Positive = 1.0
     mask_invalid: bool = Field(

@@ -22,7 +22,7 @@ from envs.vehicular.scenario import VehicularScenario
 from envs.vehicular.service import tuned_capability
 from envs.vehicular.slot import Decision, Network, Requests, SlotModel, Totals, total
 from envs.vehicular.sums import count_by, from_fixed, to_fixed
-from envs.vehicular.traces import Trace, edge_positions, grid_positions, load_trace, synthetic_trace
+from envs.vehicular.traces import Trace, TraceReport, edge_positions, grid_positions, load_trace, synthetic_trace
 
 SUMS = (
     *("reward", "score", "qos", "latency_s", "energy_j", "gain", "in_time", "fetches", "patch_mb", "illegal", "choices"),
@@ -31,19 +31,24 @@ SUMS = (
 
 
 @lru_cache(maxsize=8)
-def place(scenario: VehicularScenario) -> tuple[Trace, Tensor]:
-    """The scenario's trace and the positions `[M, 2]` of its edges.
+def place(scenario: VehicularScenario) -> tuple[Trace, Tensor, TraceReport | None]:
+    """The scenario's trace, the positions `[M, 2]` of its edges, and what its file's loader has to report.
 
     Raises:
         InputError: The trace's file cannot be used.
     """
     s = scenario
     if s.traces is not None:
-        trace, _ = load_trace(s.traces, s.slot_s, first_slot=s.trace_first_slot, num_slots=s.trace_slots)
-        return trace, edge_positions(trace, s.num_edges)
+        trace, report = load_trace(s.traces, s.slot_s, first_slot=s.trace_first_slot, num_slots=s.trace_slots)
+        return trace, edge_positions(trace, s.num_edges), report
     vehicles = s.trace_vehicles or 2 * s.num_vehicles
     trace = synthetic_trace(vehicles, max(s.trace_slots, s.horizon_slots), s.area_m, s.trace_seed, s.slot_s)
-    return trace, grid_positions(s.area_m, s.num_edges)
+    return trace, grid_positions(s.area_m, s.num_edges), None
+
+
+def trace_report(scenario: VehicularScenario) -> TraceReport | None:
+    """What the loader kept and dropped of the scenario's trace file; None where the city is synthetic."""
+    return place(scenario)[2]
 
 
 @dataclass
@@ -86,7 +91,7 @@ class VehicularSimulator(TeamSimulator):
 
     def __init__(self, scenario: VehicularScenario, num_envs: int = 1, device: torch.device | str = "cpu") -> None:
         self.scenario, self.num_envs, self.device = scenario, num_envs, torch.device(device)
-        trace, edges_m = place(scenario)
+        trace, edges_m, _ = place(scenario)
         self._source = EpisodeSource(scenario, trace, edges_m, self.device)
         self._model = SlotModel(scenario, self.device)
         self.spec = spec.team_spec(scenario, edges_m)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -12,15 +12,17 @@ from envs.vehicular.scenario import VehicularScenario
 MIN_GAIN_DB, MAX_GAIN_DB = -200.0, -40.0
 
 
-@dataclass(frozen=True)
 class VehicularSpec(TeamSpec):
-    """The contract, with the scenario for policies that compute with its physics.
+    """The contract, which also knows the scenario, for heuristics that compute with its physics.
 
-    Attributes:
-        physics: The scenario.
+    The scenario is no field of the dataclass: what is stored or sent of a spec is the contract alone.
     """
 
-    physics: VehicularScenario = VehicularScenario()
+    physics: VehicularScenario
+
+    def __init__(self, physics: VehicularScenario, **contract: Any) -> None:
+        super().__init__(**contract)
+        object.__setattr__(self, "physics", physics)
 
 
 def observation_fields(s: VehicularScenario) -> dict[str, Field]:

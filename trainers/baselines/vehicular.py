@@ -150,7 +150,7 @@ def legalise(actions: Tensor, mask: Tensor) -> Tensor:
 
 
 class NearestExpertPolicy(VehicularPolicy):
-    """The own edge where it can answer, else the nearest working expert; all at full level; nothing is fetched."""
+    """The own edge where it can answer, else the nearest working expert; full compute, least radio power, no fetch."""
 
     name = "nearest-expert"
 
@@ -160,11 +160,11 @@ class NearestExpertPolicy(VehicularPolicy):
         edge = torch.arange(s.num_edges, device=mask.device)[:, None].expand_as(service)
         own = observation["capability"].gather(2, service) > 0
         target = torch.where(own, edge, scene.experts.gather(2, service))
-        return self._actions(target, len(s.compute_levels) - 1, len(s.power_levels) - 1, mask), state
+        return self._actions(target, len(s.compute_levels) - 1, 0, mask), state
 
 
 class LeastLoadedPolicy(VehicularPolicy):
-    """The target that had the fewest tasks per hertz in the last slot; all at full level; nothing is fetched."""
+    """The target that had the fewest tasks per hertz in the last slot; full compute, least radio power, no fetch."""
 
     name = "least-loaded"
 
@@ -175,7 +175,7 @@ class LeastLoadedPolicy(VehicularPolicy):
         load = (observation["last_tasks"] + 1.0) / hertz
         legal = mask[:, :, : s.request_slots, : s.num_edges + 1]
         target = load[:, :, None].expand(legal.shape).masked_fill(~legal, torch.inf).argmin(-1)
-        return self._actions(target, len(s.compute_levels) - 1, len(s.power_levels) - 1, mask), state
+        return self._actions(target, len(s.compute_levels) - 1, 0, mask), state
 
 
 class GreedyPolicy(VehicularPolicy):
@@ -199,8 +199,8 @@ class GreedyPolicy(VehicularPolicy):
         top = len(s.compute_levels) - 1
         legal = mask[:, :, :slots, : edges + 1].flatten(1, 2)
         worths = []
-        for target in range(edges + 1):
-            actions = self._actions(torch.full(shape, target, device=mask.device), top, 0, torch.ones_like(mask))
+        for node in range(edges + 1):
+            actions = self._actions(torch.full(shape, node, device=mask.device), top, 0, torch.ones_like(mask))
             worths.append(scene.worth(scene.outcome(scene.decision(actions), scene.last_tasks + 1)))
         target = torch.stack(worths, -1).masked_fill(~legal, -torch.inf).argmax(-1).view(shape)
         return self._best_levels(scene, target, mask)
