@@ -75,7 +75,7 @@ class _Agent:
         self._space = observation_space["observation"] if self._inner else _without_mask(observation_space)
         if not self._space.is_np_flattenable:
             raise InputError(f"agent {name!r}: observation space {observation_space} cannot be flattened to a vector")
-        self.bounds: spaces.Box = spaces.flatten_space(self._space)  # type: ignore[assignment]
+        self.bounds: spaces.Box = spaces.flatten_space(self._space)
         self.size = self.bounds.shape[0]
 
     def observation(self, shown: Any) -> NDArray[np.float32]:

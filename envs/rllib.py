@@ -61,7 +61,7 @@ class TeamMultiAgentEnv(MultiAgentEnv):
         self.agents = list(self.team.agents)
         return self._observations(infos), infos
 
-    def step(  # type: ignore[override]
+    def step(
         self, action_dict: AgentDict
     ) -> tuple[AgentDict, AgentDict, AgentDict, AgentDict, AgentDict]:
         """One step of all agents; observations, rewards, terminations, truncations and infos of those who took part."""

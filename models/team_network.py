@@ -85,6 +85,9 @@ class TeamNetwork(nn.Module):
         self.recurrence = nn.GRU(config.hidden + self.action_encoder.size + spec.num_agents, config.hidden, batch_first=True)
         self.heads = BranchHeads(spec, config.hidden, config.entity_hidden)
         self.intent_config = intent = config.intent
+        self.hears: Tensor | None
+        hears = None if intent is None else topology_matrix(intent.topology, spec.num_agents, intent.neighbours, spec.positions)
+        self.register_buffer("hears", hears, persistent=False)
         if intent is not None:
             self.intent_encoder = IntentEncoder(config.hidden, self.action_encoder.size, intent.size)
             if intent.message_attention:
@@ -92,13 +95,11 @@ class TeamNetwork(nn.Module):
             if intent.environment_attention:
                 self.environment_attention = EnvironmentAttention(intent.size, config.hidden, intent.tokens, intent.key_size)
             self.merge = nn.Linear(config.hidden + intent.size, config.hidden)
-            hears = topology_matrix(intent.topology, spec.num_agents, intent.neighbours, spec.positions)
-            self.register_buffer("hears", hears, persistent=False)
 
     @property
     def message_bytes(self) -> int:
         """Bytes that the team's agents send each other in one step: one float32 intent to each listener."""
-        if self.intent_config is None or not self.intent_config.message_attention:
+        if self.hears is None or self.intent_config is None or not self.intent_config.message_attention:
             return 0
         return int(self.hears.sum()) * self.intent_config.size * 4
 
@@ -166,5 +167,5 @@ class TeamNetwork(nn.Module):
         intent = seen.mean
         if intent is not None and noise is not None and seen.deviation is not None:
             intent = intent + seen.deviation * noise
-        scores, value = self.decide(seen.hidden, seen.entities, intent, intent, getattr(self, "hears", None))
+        scores, value = self.decide(seen.hidden, seen.entities, intent, intent, self.hears)
         return NetworkOutput(scores, value, seen.last_hidden, intent, seen.mean, seen.deviation)

@@ -282,22 +282,16 @@ def _play(
         for _, policy in of_label:
             check_fits(policy, spec)
     seeds = episode_seeds(seed, 0, episodes)
-    results: dict[str, list[Any]] = {}
-    total = sum(len(of) for of in policies.values()) * episodes
-    with _bar("playing", total, as_json) as advance:
-        done = 0
-        for label, of_label in policies.items():
-            results[label] = []
-            for source, policy in of_label:
-                result = evaluate_policy(
-                    policy,
-                    scenario,
-                    seeds,
-                    num_envs,
-                    progress=lambda steps, _, base=done, label=label: advance(base + steps, label),
-                )
-                results[label].append(replace(result, run=source))
-                done += episodes
+    results: dict[str, list[Any]] = {label: [] for label in policies}
+    chosen = [(label, source, policy) for label, of_label in policies.items() for source, policy in of_label]
+    with _bar("playing", len(chosen) * episodes, as_json) as advance:
+        for index, (label, source, policy) in enumerate(chosen):
+
+            def report(done: float, total: float, before: int = index * episodes, label: str = label) -> None:
+                advance(before + done, label)
+
+            result = evaluate_policy(policy, scenario, seeds, num_envs, progress=report)
+            results[label].append(replace(result, run=source))
     return results
 
 
@@ -339,9 +333,12 @@ def _scenario(scenario: str | None, env: str | None, traces: str | None, overrid
 
 def _show_traces(scenario: Scenario, as_json: bool) -> None:
     """What was kept and dropped of the scenario's trace file, if it has one."""
-    if getattr(scenario, "traces", None) and not as_json:
-        from envs.vehicular.simulator import trace_report
+    if as_json or not getattr(scenario, "traces", None):
+        return
+    from envs.vehicular.scenario import VehicularScenario
+    from envs.vehicular.simulator import trace_report
 
+    if isinstance(scenario, VehicularScenario):
         console.print(str(trace_report(scenario)), highlight=False)
 
 

@@ -140,10 +140,11 @@ class TeamEnvRunner(EnvRunner, Checkpointable):
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
-        self.worker_index = self.worker_index or 0
+        self._index: int = kwargs.get("worker_index") or 0
         self._scenario = self.config.env_config["scenario"]
         self._device = torch.device(self.config.env_config.get("device", "cpu"))
         self._weights_seq_no = 0
+        self._steps_lifetime = 0
         self._simulator: TeamSimulator | None = None
         self.make_module()
 
@@ -173,7 +174,7 @@ class TeamEnvRunner(EnvRunner, Checkpointable):
             Joint rows (`models.team_module`), and the episodes' figures, `[E]` each.
         """
         explore = self.config.explore if explore is None else explore
-        stream = np.random.SeedSequence([self.config.seed or 0, self.worker_index, env_steps])
+        stream = np.random.SeedSequence([self.config.seed or 0, self._index, env_steps])
         if seeds is None:
             seeds = episode_seeds(int(stream.generate_state(1, np.uint64)[0]), 0, self.simulator.num_envs)
         generator = torch.Generator(self._device).manual_seed(int(stream.generate_state(2, np.uint64)[1] >> np.uint64(1)))
@@ -183,7 +184,7 @@ class TeamEnvRunner(EnvRunner, Checkpointable):
 
     def _log(self, figures: dict[str, np.ndarray]) -> None:
         steps = int(figures["steps"].sum())
-        self.num_env_steps_sampled_lifetime += steps
+        self._steps_lifetime += steps
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, steps, reduce="sum")
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, steps, reduce="lifetime_sum", with_throughput=True)
         self.metrics.log_value(NUM_EPISODES, len(figures["return"]), reduce="sum")
@@ -216,7 +217,7 @@ class TeamEnvRunner(EnvRunner, Checkpointable):
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         state: dict[str, Any] = {
             WEIGHTS_SEQ_NO: self._weights_seq_no,
-            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_env_steps_sampled_lifetime,
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: self._steps_lifetime,
         }
         if self._check_component(COMPONENT_RL_MODULE, components, not_components):
             state[COMPONENT_RL_MODULE] = self.module.get_state(inference_only=True)
@@ -225,7 +226,7 @@ class TeamEnvRunner(EnvRunner, Checkpointable):
     def set_state(self, state: dict[str, Any]) -> None:
         if COMPONENT_RL_MODULE in state:
             self._set_weights(state[COMPONENT_RL_MODULE], state.get(WEIGHTS_SEQ_NO, 0))
-        self.num_env_steps_sampled_lifetime = state.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self.num_env_steps_sampled_lifetime)
+        self._steps_lifetime = state.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._steps_lifetime)
 
     def _set_weights(self, weights: Any, sequence_number: int) -> None:
         """Takes newer weights only; number 0 forces them (RLlib's convention)."""

@@ -177,15 +177,16 @@ def interruptible() -> Iterator[list[bool]]:
     """A list that is no longer empty once SIGINT or SIGTERM has come; a second signal acts as usual."""
     came: list[bool] = []
     usual: dict[int, Any] = {}
+    numbers = (int(signal.SIGINT), int(signal.SIGTERM))
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(True)
         signal.signal(number, usual[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         usual[number] = signal.signal(number, note)
     try:
         yield came
     finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+        for number in numbers:
+            signal.signal(number, usual[number])

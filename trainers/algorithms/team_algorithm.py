@@ -44,11 +44,11 @@ class TeamAlgorithmConfig(AlgorithmConfig):
 
     module_class: type[TeamModule]
     settings_class: type[Settings]
+    spec: TeamSpec
 
-    def __init__(self, algo_class: type[Algorithm]) -> None:
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
         super().__init__(algo_class=algo_class)
         self.settings: Settings = Settings()
-        self.spec: TeamSpec | None = None
         self.network = NetworkConfig()
         self.evaluation_episodes = 64
         self.framework("torch")

@@ -236,9 +236,9 @@ class ValueLearner(TorchLearner):
 @torch.no_grad()
 def _move_towards(target: nn.Module, online: nn.Module, tau: float) -> None:
     """Polyak averaging of all parameters (Algorithm 2, line 36)."""
-    target_parameters = list(target.parameters())
-    if target_parameters:
-        torch._foreach_lerp_(target_parameters, list(online.parameters()), tau)
+    targets: list[Tensor] = list(target.parameters())
+    if targets:
+        torch._foreach_lerp_(targets, list(online.parameters()), tau)
 
 
 class ValueDecomposition(TeamAlgorithm):
