@@ -21,7 +21,7 @@ from envs.vehicular.experts import nearest_experts, primary_services, working_ex
 from envs.vehicular.scenario import VehicularScenario
 from envs.vehicular.service import tuned_capability
 from envs.vehicular.slot import Decision, Network, Requests, SlotModel, Totals, total
-from envs.vehicular.sums import count_by, from_fixed, to_fixed
+from envs.vehicular.sums import count_by, from_fixed, look_up, look_up_rows, to_fixed
 from envs.vehicular.traces import Trace, TraceReport, edge_positions, grid_positions, load_trace, synthetic_trace
 
 SUMS = (
@@ -67,6 +67,7 @@ class Slot:
         expert: `[E, M, K]` int64, nearest working expert of each service for each edge; M where there is none.
         legal: `[E, K + 1, M + 1]` bool, which targets can answer each service; the last row is for empty request slots.
         fetchable: `[E, M, K]` bool.
+        capability: `[E, M+1, K]` float32, of what each edge and the cloud answers with, 0 where it cannot.
     """
 
     hit_at: Tensor
@@ -80,6 +81,7 @@ class Slot:
     expert: Tensor
     legal: Tensor
     fetchable: Tensor
+    capability: Tensor
 
 
 class VehicularSimulator(TeamSimulator):
@@ -144,7 +146,7 @@ class VehicularSimulator(TeamSimulator):
             displaced_capability=now.displaced,
         )
         others = torch.zeros_like(self._last_tasks)
-        network = Network(now.radio_requests, others, self._target_capability(), episode.link_factor[t])
+        network = Network(now.radio_requests, others, now.capability, episode.link_factor[t])
         outcome = self._model.evaluate(requests, decision, network)
         sums = total(outcome, decision, s)
 
@@ -202,6 +204,7 @@ class VehicularSimulator(TeamSimulator):
             radio_requests=at_first[:, 1:] - at_first[:, :-1],
             expert=expert,
             legal=legal,
+            capability=self._target_capability(),
             fetchable=(self._version[:, None] > self._edge_version) & (expert < edges) & episode.up[t][..., None],
         )
 
@@ -243,14 +246,15 @@ class VehicularSimulator(TeamSimulator):
         route = torch.where(episode.present[t], route, edges + 2)
 
         wish = actions[:, :, s.request_slots + 2]
-        wished = wish[..., None] == torch.arange(1, services + 1, device=self.device)
-        fetched = wished & now.fetchable
-        illegal = illegal + ((wish > 0) & ~fetched.any(-1)).sum(1)
+        model = (wish - 1).clamp_(min=0)[..., None]
+        fetches = now.fetchable.gather(2, model).squeeze(-1) & (wish > 0)
+        illegal = illegal + ((wish > 0) & ~fetches).sum(1)
+        fetched = torch.zeros_like(now.fetchable).scatter_(2, model, fetches[..., None])
         decision = Decision(
             route=route,
-            compute_level=self._levels[actions[:, :, s.request_slots]],
-            power_level=self._powers[actions[:, :, s.request_slots + 1]],
-            fetch_from=torch.where(fetched, now.expert, edges).amin(-1),
+            compute_level=look_up(self._levels, actions[:, :, s.request_slots]),
+            power_level=look_up(self._powers, actions[:, :, s.request_slots + 1]),
+            fetch_from=torch.where(fetches, now.expert.gather(2, model).squeeze(-1), edges),
         )
         return decision, illegal, fetched
 
@@ -347,7 +351,6 @@ class VehicularSimulator(TeamSimulator):
         edges, services, slots = s.num_edges, s.num_services, s.request_slots
         seen = self._features[t].gather(2, now.vehicle_in.expand(5, -1, -1)).view(5, rows, edges, slots).unbind(0)
         displaced = torch.nn.functional.pad(now.displaced, (0, 1)).gather(1, now.vehicle_in).view(rows, edges, slots)
-        targets = self._target_capability()
         up = episode.up[t]
         overflow = now.radio & (now.request_slot == edges * slots)
         own_service = episode.own[t] * services + episode.service[t]
@@ -370,12 +373,12 @@ class VehicularSimulator(TeamSimulator):
             "channel_gain_db": seen[4],
             "displaced_capability": displaced,
             "edge": self._edge.repeat(rows, 1),
-            "capability": targets[:, :edges].contiguous(),
+            "capability": now.capability[:, :edges].contiguous(),
             "version": self._edge_version.float(),
             "idle_slots": idle.float(),
             "primary": self._primary.float().repeat(rows, 1, 1),
             "cloud_version": everyone(self._version),
-            "target_capability": everyone(targets),
+            "target_capability": everyone(now.capability),
             "node_health": everyone(episode.link_factor[t][:, :edges] * up),
             "last_tasks": everyone(self._last_tasks),
             "requests": now.radio_requests.float(),
@@ -398,8 +401,8 @@ class VehicularSimulator(TeamSimulator):
             [seen["requests"] / vehicles, load, seen["node_health"][:, 0], seen["last_tasks"][:, 0, :edges] / vehicles], dim=2
         )
         wanted = count_by(episode.service[t], services, now.radio.long()) / vehicles
-        held = torch.where(self._store == stores.EMPTY, services, self._store // s.num_versions)
-        patches = count_by(held.transpose(0, 1).flatten(1), services + 1)[:, :services] / vehicles
+        codes = count_by((self._store - stores.EMPTY).transpose(0, 1).flatten(1), services * s.num_versions + 1)
+        patches = codes[:, 1:].unflatten(1, (services, s.num_versions)).sum(2) / vehicles
         figures = [seen["macro_requests"], seen["last_tasks"][:, :, edges], seen["all_vehicles"]]
         system = [figure[:, :1] / vehicles for figure in figures]
         clock = [seen["slot"][:, :1] / s.horizon_slots, seen["slots_to_update"][:, :1] / s.update_period_slots]
@@ -424,8 +427,7 @@ class VehicularSimulator(TeamSimulator):
             return mask
         edges, services, slots = s.num_edges, s.num_services, s.request_slots
         kinds = torch.nn.functional.pad(self._episode.service[self._slot], (0, 1), value=services).gather(1, now.vehicle_in)
-        row = torch.arange(self.num_envs, device=self.device)[:, None] * (services + 1)
-        mask[:, :, :slots, : edges + 1] = now.legal.flatten(0, 1)[kinds + row].view(-1, edges, slots, edges + 1)
+        mask[:, :, :slots, : edges + 1] = look_up_rows(now.legal, kinds).view(-1, edges, slots, edges + 1)
         mask[:, :, slots + 2, 1 : services + 1] = now.fetchable
         if s.edge_down_probability:
             mask[:, :, slots:, 1:] &= self._episode.up[self._slot][:, :, None, None]

@@ -19,7 +19,7 @@ from torch import Tensor
 from envs.vehicular import compute, radio, service
 from envs.vehicular.experts import primary_services
 from envs.vehicular.scenario import VehicularScenario
-from envs.vehicular.sums import count_by, exact_sum
+from envs.vehicular.sums import count_by, exact_sum, look_up
 
 
 @dataclass(frozen=True)
@@ -130,24 +130,24 @@ class SlotModel:
         response_bits = requests.size_bits * s.response_fraction
         uplink_bps, downlink_bps, downlink_w = self._rates(requests, on_radio, decision.power_level, network.radio_requests)
 
-        patch_sent = self._gives_patch[route * self.services + requests.service] & on_radio
-        patch_s = (s.patch_bits / downlink_bps).masked_fill(~patch_sent, 0.0)
+        patch_sent = look_up(self._gives_patch, route * self.services + requests.service) & on_radio
+        patch_s = (s.patch_bits / downlink_bps).masked_fill_(~patch_sent, 0.0)
         patched = patch_sent & (patch_s <= s.slot_s)
 
         wire = self._wire(own, torch.where(on_radio, route, own))
         wire_bit_s = self._wire_seconds_per_bit(wire, on_radio, patch_sent, decision.fetch_from, network.link_factor)
-        wire_bit_j = self._wire_j_per_bit[wire]
+        wire_bit_j = look_up(self._wire_j_per_bit, wire)
         wire_bits = requests.size_bits + response_bits
 
         sent = route <= cloud
-        uplink_s, downlink_s = requests.size_bits / uplink_bps, response_bits / downlink_bps
-        air_s = (uplink_s + downlink_s).masked_fill(~sent, 0.0)
-        air_j = (uplink_s * s.vehicle_radio_w + downlink_s * downlink_w).masked_fill(~sent, 0.0)
-        latency_s = (
-            requests.cycles * cycle_s.gather(1, route) + air_s + wire_bits * wire_bit_s + (route == cloud) * s.cloud_rtt_s
-        )
+        # In a deep fade the vehicle gives up at the slot's end.
+        uplink_s = (requests.size_bits / uplink_bps).clamp_(max=s.slot_s).masked_fill_(~sent, 0.0)
+        downlink_s = (response_bits / downlink_bps).clamp_(max=s.slot_s).masked_fill_(~sent, 0.0)
+        wired_s = wire_bits * wire_bit_s + (route == cloud) * s.cloud_rtt_s
+        latency_s = (requests.cycles * cycle_s.gather(1, route) + uplink_s + downlink_s + wired_s).clamp_(max=s.slot_s)
+        air_j = uplink_s * s.vehicle_radio_w + downlink_s * downlink_w
         energy_j = requests.cycles * cycle_j.gather(1, route) + air_j + wire_bits * wire_bit_j
-        patch_energy_j = patch_s.clamp(max=s.slot_s) * downlink_w + patch_sent * (s.patch_bits * wire_bit_j)
+        patch_energy_j = patch_s.clamp_(max=s.slot_s) * downlink_w + patch_sent * (s.patch_bits * wire_bit_j)
 
         served_by = network.capability.flatten(1).gather(1, route.clamp(max=cloud) * self.services + requests.service)
         capability = torch.where(sent, served_by, requests.held_capability)
@@ -155,14 +155,14 @@ class SlotModel:
         utility = s.weight_qos * quality - s.weight_latency * latency_s - s.weight_energy * energy_j
         nobody = route == cloud + 2
         return Outcome(
-            latency_s=latency_s.masked_fill(nobody, 0.0),
-            energy_j=energy_j.masked_fill(nobody, 0.0),
+            latency_s=latency_s.masked_fill_(nobody, 0.0),
+            energy_j=energy_j.masked_fill_(nobody, 0.0),
             patch_energy_j=patch_energy_j,
             patch_sent=patch_sent,
             patched=patched,
-            gain=(capability - requests.displaced_capability).masked_fill(~patched, 0.0),
-            qos=quality.masked_fill(nobody, 0.0),
-            score=service.task_score(utility, s.score_threshold, s.score_temperature).masked_fill(nobody, 0.0),
+            gain=(capability - requests.displaced_capability).masked_fill_(~patched, 0.0),
+            qos=quality.masked_fill_(nobody, 0.0),
+            score=service.task_score(utility, s.score_threshold, s.score_temperature).masked_fill_(nobody, 0.0),
             fetch_energy_j=s.patch_bits * self._fetch_joules_per_bit(decision.fetch_from),
             tasks=tasks[:, : cloud + 1],
         )
@@ -198,9 +198,9 @@ class SlotModel:
         band_hz = share * uplink_hz
         uplink = radio.rate_bps(band_hz, radio.snr(s.vehicle_radio_w, requests.gain, band_hz, s.noise_w_per_hz))
         downlink = radio.rate_bps(share * downlink_hz, radio.snr(power_w, requests.gain, downlink_hz, s.noise_w_per_hz))
-        uplink = self._capped(uplink, own, on_radio).masked_fill(macro, s.macro_rate_bps)
-        downlink = self._capped(downlink, own, on_radio).masked_fill(macro, s.macro_rate_bps)
-        return uplink, downlink, (share * power_w).masked_fill(macro, s.macro_radio_w)
+        uplink = self._capped(uplink, own, on_radio).masked_fill_(macro, s.macro_rate_bps)
+        downlink = self._capped(downlink, own, on_radio).masked_fill_(macro, s.macro_rate_bps)
+        return uplink, downlink, (share * power_w).masked_fill_(macro, s.macro_radio_w)
 
     def _capped(self, rate: Tensor, own: Tensor, on_radio: Tensor) -> Tensor:
         """Rates `[B, Q]` scaled down where an edge's sum exceeds its limit. Summed in whole bit/s, which is exact."""
@@ -226,7 +226,7 @@ class SlotModel:
 
     def _fetch_joules_per_bit(self, fetch_from: Tensor) -> Tensor:
         edge = torch.arange(self.edges, device=fetch_from.device).expand_as(fetch_from)
-        return self._wire_j_per_bit[self._wire(edge, fetch_from)] * (fetch_from < self.edges)
+        return look_up(self._wire_j_per_bit, self._wire(edge, fetch_from)) * (fetch_from < self.edges)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def touch(store: Tensor, at: Tensor, code: Tensor, used: Tensor) -> Tensor:
     """
     shifted = torch.cat([code[None], store[:-1]])
     # Places up to the patch's old one move back by one; behind it nothing changes.
-    moves = at.flip(0).long().cumsum(0).flip(0).bool() | ~at.any(0)
-    return torch.where(moves & used, shifted, store)
+    behind = at.cumsum(0) > at
+    return torch.where(used & ~behind, shifted, store)
 
 
 def install_on_edge(

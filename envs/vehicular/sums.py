@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 FRACTION = 2.0**20  # a term is rounded to a millionth
+WORD = 8  # booleans in an int64
 
 
 def to_fixed(x: Tensor) -> Tensor:
     """float to int64 fixed point with 20 binary digits after the point (|x| below 10^12)."""
-    return (x.double() * FRACTION).round_().long()
+    return (x * FRACTION).round_().long()  # a power of two: the product is exact
 
 
 def from_fixed(x: Tensor) -> Tensor:
@@ -21,6 +22,18 @@ def from_fixed(x: Tensor) -> Tensor:
 def exact_sum(x: Tensor) -> Tensor:
     """Sum of float32 `x` over its last dimension."""
     return from_fixed(to_fixed(x).sum(-1))
+
+
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """`table[index]` for `table [X]` and `index [E, Q]`, several times faster than indexing."""
+    return table.expand(index.shape[0], -1).gather(1, index)
+
+
+def look_up_rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of bool `table [E, X, Y]` by `index [E, Q]`: `[E, Q, Y]`. Eight booleans are moved at a time."""
+    width = table.shape[2]
+    words = torch.nn.functional.pad(table, (0, -width % WORD)).view(torch.int64)
+    return words.gather(1, index[..., None].expand(-1, -1, words.shape[2])).view(torch.bool)[..., :width]
 
 
 def count_by(index: Tensor, size: int, weight: Tensor | None = None) -> Tensor:
