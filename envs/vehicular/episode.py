@@ -147,7 +147,8 @@ class EpisodeSource:
 
         service = torch.bucketize(kind, self._services, right=True)
         size_mb = (s.size_median_mb * torch.exp(s.size_sigma * _normal(size))).clamp(max=s.size_max_mb)
-        importance = _quantile(self._importance, importance).pow(1.0 / s.importance_alpha)
+        # Not `pow`: its last bit depends on an element's place in the tensor, and so on the number of rows.
+        importance = torch.exp(torch.log(_quantile(self._importance, importance)) / s.importance_alpha)
         gain = (path_gain * _quantile(self._fading, fading)).masked_fill(own == cloud, 0.0)
         order = (own * (s.size_max_mb + 1.0) - (size_mb * importance).double()).sort(dim=2, stable=True).indices
         counts = torch.zeros(*own.shape[:2], cloud + 1, dtype=torch.int64, device=self.device)
@@ -178,14 +179,20 @@ def _beta_quantiles(alpha: float, beta: float) -> Tensor:
 
 
 def _fading_quantiles(blocks: int) -> Tensor:
-    """`[QUANTILES + 1]`: quantiles of the mean of `blocks` exponentials of mean 1 (an Erlang distribution), cut off at 40."""
-    x = np.geomspace(1e-9, 40.0, 64 * QUANTILES)
+    """`[QUANTILES + 1]`: quantiles of the mean of `blocks` exponentials of mean 1 (an Erlang distribution).
+
+    The last is not infinite but such that linear interpolation keeps the mean of the tail beyond the last but one.
+    """
+    x = np.concatenate([[0.0], np.geomspace(1e-9, 40.0, 64 * QUANTILES)])
     term = np.exp(-blocks * x)
     survival = term.copy()
     for n in range(1, blocks):
         term = term * blocks * x / n
         survival += term
     quantiles = np.interp(np.linspace(0.0, 1.0, QUANTILES + 1), 1.0 - survival, x)
+    beyond = x > quantiles[-2]
+    excess = np.trapezoid(survival[beyond], x[beyond]) * QUANTILES  # mean of X - x given X > x, x the last but one
+    quantiles[-1] = quantiles[-2] + 2.0 * excess
     return torch.tensor(quantiles, dtype=torch.float32)
 
 

@@ -12,8 +12,11 @@ def qos(capability: Tensor, demand_level: Tensor, qos_max: float, alpha: float) 
 
 
 def task_score(utility: Tensor, threshold: float, temperature: float) -> Tensor:
-    """Eq. 4's weighted sum, normalised to (0, 1) by the sigmoid of Section V.A."""
-    return torch.sigmoid((utility - threshold) / temperature)
+    """Eq. 4's weighted sum, normalised to (0, 1) by the sigmoid of Section V.A.
+
+    Not `torch.sigmoid`: its last bit depends on an element's place in the tensor, and so on the number of rows.
+    """
+    return 1.0 / (1.0 + torch.exp((threshold - utility) / temperature))
 
 
 def tuned_capability(capability: Tensor, importance_sum: Tensor, learning_rate: float, max_capability: float) -> Tensor:

@@ -309,7 +309,7 @@ class VehicularSimulator(TeamSimulator):
         own = route == self._episode.own[self._slot]
         edge = route < s.num_edges
         values = {
-            "reward": reward,
+            "reward": reward.clone(),
             "score": sums.score,
             "qos": sums.qos,
             "latency_s": sums.latency_s,
@@ -360,7 +360,7 @@ class VehicularSimulator(TeamSimulator):
 
         def everyone(x: Tensor) -> Tensor:
             """The same for every edge: `[E, ...]` to `[E, M, ...]`."""
-            return x.float()[:, None].expand(rows, edges, *x.shape[1:]).contiguous()
+            return x.float()[:, None].expand(rows, edges, *x.shape[1:]).clone(memory_format=torch.contiguous_format)
 
         def constant(value: float) -> Tensor:
             return torch.full((rows, edges), float(value), device=self.device)
@@ -373,7 +373,7 @@ class VehicularSimulator(TeamSimulator):
             "channel_gain_db": seen[4],
             "displaced_capability": displaced,
             "edge": self._edge.repeat(rows, 1),
-            "capability": now.capability[:, :edges].contiguous(),
+            "capability": now.capability[:, :edges].clone(),
             "version": self._edge_version.float(),
             "idle_slots": idle.float(),
             "primary": self._primary.float().repeat(rows, 1, 1),
