@@ -11,12 +11,14 @@ action is the greedy choice of every branch of every agent, and mixing over agen
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,11 +36,11 @@ from models.team_module import (
     STATE,
     TERMINATED,
     TeamModule,
-    masked_argmax,
 )
-from models.team_network import NetworkOutput
+from models.team_network import NetworkOutput, masked_argmax
 from trainers.algorithms.team_algorithm import FIGURES, Settings, TeamAlgorithm, TeamAlgorithmConfig
 from trainers.replay import EpisodeReplay
+from trainers.rollout import JointEpisodes
 
 REPLAY_FILE = "replay.safetensors"
 
@@ -52,8 +54,11 @@ class ValueSettings(Settings):
     replay_capacity: int = Field(512, ge=1, description="episodes kept")
     batch_episodes: int = Field(32, ge=1, description="episodes in an update")
     updates: int = Field(8, ge=1, description="updates after each round of sampling")
-    learning_starts: int = Field(32, ge=1, description="episodes in replay before the first update")
+    learning_starts: int = Field(32, ge=1, validate_default=True, description="episodes in replay before the first update")
     td_lambda: float = Field(0.6, ge=0, le=1, description="mix of n-step targets (0: one step)")
+    standardise_rewards: bool = Field(
+        True, description="subtract mean and divide by deviation of all rewards so far (Papoudakis et al. 2021)"
+    )
     double_q: bool = Field(True, description="online network chooses, target network values (van Hasselt et al. 2016)")
     target_tau: float = Field(0.01, gt=0, le=1, description="share of the online weights that enters the targets per update")
     epsilon_start: float = Field(1.0, ge=0, le=1)
@@ -63,6 +68,14 @@ class ValueSettings(Settings):
     entropy_weight: float = Field(1e-3, ge=0, description="beta_ent of eq. 38")
     continuity_weight: float = Field(1e-2, ge=0, description="beta_cont of eq. 38")
     continuity_window: int = Field(3, ge=1, description="K of eq. 35, steps")
+
+    @field_validator("learning_starts")
+    @classmethod
+    def _fits_into_replay(cls, learning_starts: int, info: ValidationInfo) -> int:
+        capacity = info.data.get("replay_capacity", learning_starts)
+        if learning_starts > capacity:
+            raise ValueError(f"expected at most replay_capacity = {capacity}, or learning never starts")
+        return learning_starts
 
     def epsilon(self, env_steps: int) -> float:
         """Probability that a branch explores after `env_steps` steps of training."""
@@ -241,6 +254,32 @@ def _move_towards(target: nn.Module, online: nn.Module, tau: float) -> None:
         torch._foreach_lerp_(targets, list(online.parameters()), tau)
 
 
+@dataclass
+class RewardMoments:
+    """Mean and deviation of all rewards that were sampled (Chan et al.'s update, by batches).
+
+    Team rewards of these problems are a large constant plus small differences that the decisions make; a network that has to
+    output the constant, times the horizon, learns the differences late.
+    """
+
+    count: float = 0.0
+    mean: float = 0.0
+    square: float = 0.0
+
+    def add(self, rows: JointEpisodes) -> None:
+        rewards = rows[REWARD][rows[FILLED]].to(torch.float64)
+        count, mean = len(rewards), float(rewards.mean())
+        apart, total = mean - self.mean, self.count + count
+        self.square += float((rewards - mean).square().sum()) + apart**2 * self.count * count / total
+        self.mean += apart * count / total
+        self.count = total
+
+    def standardise(self, rows: JointEpisodes) -> JointEpisodes:
+        """The rows with standardised rewards."""
+        deviation = math.sqrt(self.square / max(self.count, 1.0)) or 1.0
+        return {**rows, REWARD: (rows[REWARD] - self.mean) / deviation}
+
+
 class ValueDecomposition(TeamAlgorithm):
     """Sample a round of episodes, remember them, learn from replay, send the weights out."""
 
@@ -249,6 +288,7 @@ class ValueDecomposition(TeamAlgorithm):
     def setup(self, config: ValueDecompositionConfig) -> None:
         self.replay = EpisodeReplay(config.settings.replay_capacity, config.seed or 0)
         self.draws = 0
+        self.rewards = RewardMoments()
         super().setup(config)
 
     @classmethod
@@ -259,19 +299,22 @@ class ValueDecomposition(TeamAlgorithm):
         settings = self.config.settings
         for rows in self.sample_episodes():
             self.replay.add(rows, self.config.spec.max_steps)
+            self.rewards.add(rows)
         if self.replay.size < settings.learning_starts:
             return
         for _ in range(settings.updates):
-            self.learn(self.replay.sample(settings.batch_episodes, self.draws))
+            rows = self.replay.sample(settings.batch_episodes, self.draws)
+            self.learn(self.rewards.standardise(rows) if settings.standardise_rewards else rows)
             self.draws += 1
         self.sync()
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**super().get_state(*args, **kwargs), "draws": self.draws}
+        return {**super().get_state(*args, **kwargs), "draws": self.draws, "rewards": asdict(self.rewards)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         self.draws = state.get("draws", self.draws)
+        self.rewards = RewardMoments(**state.get("rewards", asdict(self.rewards)))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         super().save_checkpoint(checkpoint_dir)
