@@ -19,12 +19,11 @@ from torch import Tensor
 from envs.errors import InputError
 from envs.pettingzoo import TeamParallelEnv
 from envs.registry import PETTINGZOO_PREFIX, PROBLEMS, Scenario, make_scenario, make_simulator, scenario_from_dict
-from envs.team import Field, TeamSimulator, TeamSpec
+from envs.team import UNBOUNDED_CLIP, Field, TeamSimulator, TeamSpec
 
 OBSERVATIONS = ("flat", "with_mask")
 AgentDict = dict[Any, Any]  # agent to its own
 PETTINGZOO = PETTINGZOO_PREFIX.rstrip(":")
-_UNBOUNDED_CLIP = 1e4  # keeps what has no bounds within a range that networks survive
 
 
 class TeamMultiAgentEnv(MultiAgentEnv):
@@ -61,9 +60,7 @@ class TeamMultiAgentEnv(MultiAgentEnv):
         self.agents = list(self.team.agents)
         return self._observations(infos), infos
 
-    def step(
-        self, action_dict: AgentDict
-    ) -> tuple[AgentDict, AgentDict, AgentDict, AgentDict, AgentDict]:
+    def step(self, action_dict: AgentDict) -> tuple[AgentDict, AgentDict, AgentDict, AgentDict, AgentDict]:
         """One step of all agents; observations, rewards, terminations, truncations and infos of those who took part."""
         _, rewards, terminated, truncated, infos = self.team.step(action_dict)
         self.agents = list(infos)  # RLlib counts those who left in this step as still there
@@ -89,8 +86,8 @@ class TeamMultiAgentEnv(MultiAgentEnv):
 
 
 def _observation_space(spec: TeamSpec, with_mask: bool) -> spaces.Space[Any]:
-    size = sum(math.prod(field.shape) * _depth(field) for field in spec.observation.values())
-    vector = spaces.Box(-_UNBOUNDED_CLIP, _UNBOUNDED_CLIP, (size,), np.float32)
+    size = sum(math.prod(field.shape) * field.depth for field in spec.observation.values())
+    vector = spaces.Box(-UNBOUNDED_CLIP, UNBOUNDED_CLIP, (size,), np.float32)
     if not with_mask:
         return vector
     return spaces.Dict({"observations": vector, "action_mask": spaces.Box(0.0, 1.0, (sum(spec.branches),), np.float32)})
@@ -105,18 +102,8 @@ def scaled_vector(observation: dict[str, Tensor], spec: TeamSpec) -> Tensor:
 def _scaled(values: Tensor, field: Field) -> Tensor:
     """About [0, 1] where the field has bounds; a category as one-hot in a last dimension, all 0 for "none" (-1)."""
     if field.scale == "category":
-        return (values[..., None] == torch.arange(_depth(field), device=values.device)).to(torch.float32)
-    if not (math.isfinite(field.low) and math.isfinite(field.high)):
-        return values.clamp(-_UNBOUNDED_CLIP, _UNBOUNDED_CLIP)
-    if field.scale == "log":
-        unit = field.low if field.low > 0 else field.high * 1e-3
-        return torch.log1p(values / unit) / math.log1p(field.high / unit)
-    return (values - field.low) / ((field.high - field.low) or 1.0)
-
-
-def _depth(field: Field) -> int:
-    """Numbers in the vector for one number of the field."""
-    return int(field.high) + 1 if field.scale == "category" else 1
+        return (values[..., None] == torch.arange(field.depth, device=values.device)).to(torch.float32)
+    return field.scaled(values)
 
 
 def register() -> None:

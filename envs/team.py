@@ -9,6 +9,7 @@ Dimensions used in every shape of this project:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,20 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+UNBOUNDED_CLIP = 1e4
+"""Largest magnitude that a network sees of a field without bounds: what networks survive and float16 holds."""
+
 
 @dataclass(frozen=True)
 class Field:
     """One named part of an agent's observation, in physical units.
 
-    Networks do the scaling (`models.encoders`), by `scale`, `low` and `high`, so that a policy behind a URL is
-    fed with the quantities that an engineer measures.
+    Networks do the scaling (`scaled`), by `scale`, `low` and `high`, so that a policy behind a URL is fed with the quantities
+    that an engineer measures.
 
     Attributes:
         shape: Shape for one agent: the field's tensor is `[E, N, *shape]`, float32 (int64 where categorical).
-        low, high: Bounds. For a category, `low` is -1 where "none" can occur, else 0, and `high` the largest index.
+        low, high: Bounds. For a category, `low` is -1 where "none" can occur, else 0, and `high` the largest index. A field
+            with an infinite bound counts as unbounded: networks see it as it is, only clipped to +-`UNBOUNDED_CLIP`.
         unit: SI unit, `"1"` where there is none.
-        scale: How a network should see it: `linear` in [low, high], `log` for quantities that span decades
-            (log1p in units of `low`, which must then be the smallest value that matters; 0 is allowed), `category` as one-hot.
+        scale: How a network should see it: `linear` in [low, high], `log` for quantities that span decades (log1p in units of
+            `low`, which must then be the smallest value that matters, above 0; the values may be 0), `category` as one-hot.
         entity: Name of the set whose members the first dimension of `shape` counts (`"request"`), or `None`.
             Fields of one entity are encoded together, member by member. Where there are fewer members than places, the empty
             places come with category -1 (`low=-1`) and 0 in the other fields.
@@ -43,6 +48,21 @@ class Field:
     scale: Literal["linear", "log", "category"] = "linear"
     entity: str | None = None
     description: str = ""
+
+    @property
+    def depth(self) -> int:
+        """Numbers that a network reads for one number of the field: the one-hot's length for a category, else 1."""
+        return int(self.high) + 1 if self.scale == "category" else 1
+
+    def scaled(self, values: Tensor) -> Tensor:
+        """Values of any shape, float32, in about [0, 1]; categories stay indices, unbounded fields are clipped only."""
+        if self.scale == "category":
+            return values
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return values.clamp(-UNBOUNDED_CLIP, UNBOUNDED_CLIP)
+        if self.scale == "log":
+            return torch.log1p(values / self.low) / math.log1p(self.high / self.low)
+        return (values - self.low) / ((self.high - self.low) or 1.0)
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,12 @@ class TeamSpec:
     positions: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
+        for name, described in self.observation.items():
+            if described.scale == "log" and described.low <= 0:
+                raise ValueError(
+                    f"observation field {name!r} is logarithmic with low = {described.low:g}: expected more than 0, "
+                    f"the smallest value that matters"
+                )
         entities = {f.entity: f.shape[0] for f in self.observation.values() if f.entity}
         for head in self.heads:
             if head.entity is not None and entities.get(head.entity) != head.count:

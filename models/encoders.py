@@ -11,20 +11,6 @@ from torch.nn import functional as F
 
 from envs.team import ActionHead, Field, TeamSpec
 
-_UNBOUNDED_CLIP = 1e4  # stays inside float16
-
-
-def _scale(field: Field, values: Tensor) -> Tensor:
-    """The field's values in about [0, 1] (categories and unbounded fields: unchanged), see `Field.scale`."""
-    if field.scale == "category":
-        return values
-    if not (math.isfinite(field.low) and math.isfinite(field.high)):
-        return values.clamp(-_UNBOUNDED_CLIP, _UNBOUNDED_CLIP)
-    if field.scale == "log":
-        smallest = field.low if field.low > 0 else field.high * 1e-3
-        return torch.log1p(values / smallest) / math.log1p(field.high / smallest)
-    return (values - field.low) / (field.high - field.low)
-
 
 @dataclass(frozen=True)
 class _Slice:
@@ -54,7 +40,7 @@ class ObservationPacker:
     def __call__(self, observation: dict[str, Tensor]) -> Tensor:
         """Fields `[E, N, *shape]` to `[E, N, D]` float16."""
         parts = [
-            _scale(piece.field, observation[name].to(torch.float32)).unsqueeze(-1).flatten(2).to(torch.float16)
+            piece.field.scaled(observation[name].to(torch.float32)).unsqueeze(-1).flatten(2).to(torch.float16)
             for name, piece in self.slices.items()
         ]
         return torch.cat(parts, dim=-1)
@@ -65,7 +51,8 @@ class Members:
     """The members of one entity, of all agents and steps in one list.
 
     On the CPU the list leaves out members that do not exist, which are most of them. An accelerator keeps all, with weight 0:
-    picking some would make the host wait for their number. Both ways give the same results.
+    picking some would make the host wait for their number. So does an exported graph, whose shapes must not depend on the
+    numbers (`ObservationEncoder.every_place`). Both ways give the same results.
 
     Attributes:
         place: `[M]` int64, their places in the flattened `[rows * capacity]`, where a row is one agent at one step.
@@ -90,10 +77,14 @@ class ObservationEncoder(nn.Module):
 
     Entity members share one network. The agent's plain fields are joined by the members' mean and by their sum over the
     capacity, so the encoding of the agent does not depend on the members' order.
+
+    Attributes:
+        every_place: True encodes members that do not exist too, on any device (see `Members`).
     """
 
     def __init__(self, spec: TeamSpec, hidden: int, entity_hidden: int) -> None:
         super().__init__()
+        self.every_place = False
         pieces = list(ObservationPacker(spec).slices.values())
         self._plain = [piece for piece in pieces if piece.field.entity is None]
         self._entities: dict[str, list[_Slice]] = {}
@@ -117,41 +108,37 @@ class ObservationEncoder(nn.Module):
         inputs = [_expand(piece.field, rows[:, piece.start : piece.stop]) for piece in self._plain]
         entities = {}
         for name, pieces in self._entities.items():
-            entities[name] = members = self._encode_members(self.entity_networks[name], pieces, rows)
+            pick = rows.device.type == "cpu" and not self.every_place
+            entities[name] = members = _encode_members(self.entity_networks[name], pieces, rows, pick)
             weighted = torch.cat([members.vectors, members.weight.unsqueeze(-1)], dim=-1)
             total = weighted.new_zeros(len(rows), weighted.shape[1]).index_add(0, members.row, weighted)
             inputs += [total[:, :-1] / total[:, -1:].clamp(min=1.0), total[:, :-1] / members.capacity]
         return self.network(torch.cat(inputs, dim=-1)).unflatten(0, packed.shape[:-1]), entities
 
-    @staticmethod
-    def _encode_members(network: nn.Module, pieces: list[_Slice], rows: Tensor) -> Members:
-        capacity = pieces[0].field.shape[0]
-        values = [rows[:, piece.start : piece.stop].reshape(len(rows) * capacity, -1) for piece in pieces]
-        exists = torch.ones(len(rows) * capacity, dtype=torch.bool, device=rows.device)
-        for piece, value in zip(pieces, values, strict=True):
-            if piece.field.scale == "category" and piece.field.low < 0:
-                exists = exists & (value >= 0).all(-1)
-        on_host = rows.device.type == "cpu"
-        place = exists.nonzero().squeeze(-1) if on_host else torch.arange(len(exists), device=rows.device)
-        weight = exists[place].to(torch.float32)
-        inputs = [_expand(piece.field, value[place]) for piece, value in zip(pieces, values, strict=True)]
-        vectors = network(torch.cat(inputs, dim=-1))
-        return Members(place, capacity, weight, vectors if on_host else vectors * weight.unsqueeze(-1))
 
-
-def _depth(field: Field) -> int:
-    """Inputs per number of the field: one-hot length for categories ("none", -1, is all zeros)."""
-    return int(field.high) + 1 if field.scale == "category" else 1
+def _encode_members(network: nn.Module, pieces: list[_Slice], rows: Tensor, pick: bool) -> Members:
+    """The members of one entity in packed `rows` `[rows, D]`: those that exist (`pick`), or all with weights."""
+    capacity = pieces[0].field.shape[0]
+    values = [rows[:, piece.start : piece.stop].reshape(len(rows) * capacity, -1) for piece in pieces]
+    exists = torch.ones(len(rows) * capacity, dtype=torch.bool, device=rows.device)
+    for piece, value in zip(pieces, values, strict=True):
+        if piece.field.scale == "category" and piece.field.low < 0:
+            exists = exists & (value >= 0).all(-1)
+    place = exists.nonzero().squeeze(-1) if pick else torch.arange(len(exists), device=rows.device)
+    weight = exists[place].to(torch.float32)
+    inputs = [_expand(piece.field, value[place]) for piece, value in zip(pieces, values, strict=True)]
+    vectors = network(torch.cat(inputs, dim=-1))
+    return Members(place, capacity, weight, vectors if pick else vectors * weight.unsqueeze(-1))
 
 
 def _inputs(field: Field, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * _depth(field)
+    return math.prod(shape) * field.depth
 
 
 def _expand(field: Field, values: Tensor) -> Tensor:
     """Packed numbers `[rows, k]` as a network reads them: float32, categories one-hot, `[rows, k * depth]`."""
     if field.scale == "category":
-        return (values.unsqueeze(-1) == torch.arange(_depth(field), device=values.device)).flatten(1).to(torch.float32)
+        return (values.unsqueeze(-1) == torch.arange(field.depth, device=values.device)).flatten(1).to(torch.float32)
     return values.to(torch.float32)
 
 

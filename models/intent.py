@@ -33,7 +33,7 @@ def topology_matrix(
             count = neighbours
             if positions:
                 place = torch.tensor(positions, dtype=torch.float64)
-                distance = torch.cdist(place, place)
+                distance = torch.cdist(place, place).round(decimals=3)  # to the millimetre, so that ties are ties
         distance.fill_diagonal_(math.inf)
         order = distance.argsort(dim=1, stable=True)[:, : min(count, num_agents - 1)]
         hears = torch.zeros(num_agents, num_agents, dtype=torch.bool).scatter_(1, order, True)
@@ -70,7 +70,7 @@ class MessageAttention(nn.Module):
         Args:
             own: `[..., n, G]`, the intents of the listeners.
             heard: `[..., k, G]`, the intents sent.
-            hears: `[n, k]` bool, which listener hears which. One that hears nobody keeps its own intent.
+            hears: `[n, k]` or `[..., n, k]` bool, which listener hears which. One that hears nobody keeps its own intent.
         """
         scores = self.query(own) @ self.key(heard).transpose(-1, -2) / math.sqrt(self.key.out_features)
         weights = scores.masked_fill(~hears, -torch.inf).softmax(-1)

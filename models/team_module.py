@@ -86,8 +86,3 @@ class TeamModule(TorchRLModule, InferenceOnlyAPI):
         Returns:
             Actions `[E, N, H]` int64, the next state, and what the learner needs to know about the decision (`[E, …]` each).
         """
-
-
-def masked_argmax(scores: Tensor, action_mask: Tensor) -> Tensor:
-    """The best legal choice of every branch, the first of equals: `[..., H, C]` to `[..., H]`."""
-    return scores.masked_fill(~action_mask, -torch.inf).argmax(-1)

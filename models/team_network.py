@@ -59,8 +59,14 @@ class NetworkOutput:
 
 
 @dataclass
-class _Perception:
-    """What an agent makes of its own trajectory, before it has heard the others."""
+class Perception:
+    """What agents make of their own trajectories, before they have heard the others.
+
+    Attributes:
+        hidden: `[B, T, n, hidden]`.
+        last_hidden: `[B, n, hidden]`, the GRU's state after the last step.
+        mean, deviation: `[B, T, n, G]` of the intents, or None.
+    """
 
     hidden: Tensor
     last_hidden: Tensor
@@ -85,8 +91,10 @@ class TeamNetwork(nn.Module):
         self.recurrence = nn.GRU(config.hidden + self.action_encoder.size + spec.num_agents, config.hidden, batch_first=True)
         self.heads = BranchHeads(spec, config.hidden, config.entity_hidden)
         self.intent_config = intent = config.intent
-        self.hears: Tensor | None
-        hears = None if intent is None else topology_matrix(intent.topology, spec.num_agents, intent.neighbours, spec.positions)
+        self.hears: Tensor | None  # [N, N], None where nothing is exchanged
+        hears = None
+        if intent is not None and intent.message_attention:
+            hears = topology_matrix(intent.topology, spec.num_agents, intent.neighbours, spec.positions)
         self.register_buffer("hears", hears, persistent=False)
         if intent is not None:
             self.intent_encoder = IntentEncoder(config.hidden, self.action_encoder.size, intent.size)
@@ -99,7 +107,7 @@ class TeamNetwork(nn.Module):
     @property
     def message_bytes(self) -> int:
         """Bytes that the team's agents send each other in one step: one float32 intent to each listener."""
-        if self.hears is None or self.intent_config is None or not self.intent_config.message_attention:
+        if self.hears is None or self.intent_config is None:
             return 0
         return int(self.hears.sum()) * self.intent_config.size * 4
 
@@ -107,7 +115,7 @@ class TeamNetwork(nn.Module):
         """`[batch, N, hidden]` zeros."""
         return torch.zeros(batch, self.num_agents, self.hidden_size, device=self.heads.value.weight.device)
 
-    def perceive(self, observation: Tensor, previous_actions: Tensor, hidden: Tensor, agents: Tensor) -> _Perception:
+    def perceive(self, observation: Tensor, previous_actions: Tensor, hidden: Tensor, agents: Tensor) -> Perception:
         """Own trajectory to hidden states and Gaussian intents.
 
         Args:
@@ -127,7 +135,7 @@ class TeamNetwork(nn.Module):
         mean = deviation = None
         if self.intent_config is not None:
             mean, deviation = self.intent_encoder(states, last_action)
-        return _Perception(states, last_hidden, entities, mean, deviation)
+        return Perception(states, last_hidden, entities, mean, deviation)
 
     def decide(
         self, hidden: Tensor, entities: dict[str, Members], intent: Tensor | None, heard: Tensor | None, hears: Tensor | None
@@ -138,7 +146,7 @@ class TeamNetwork(nn.Module):
             hidden: `[..., n, hidden]`.
             intent: `[..., n, G]`, the agents' own.
             heard: `[..., k, G]`, the intents sent to them.
-            hears: `[n, k]` bool.
+            hears: `[n, k]` or `[..., n, k]` bool.
         """
         if self.intent_config is not None and intent is not None:
             if self.intent_config.message_attention and heard is not None and hears is not None:
@@ -169,3 +177,8 @@ class TeamNetwork(nn.Module):
             intent = intent + seen.deviation * noise
         scores, value = self.decide(seen.hidden, seen.entities, intent, intent, self.hears)
         return NetworkOutput(scores, value, seen.last_hidden, intent, seen.mean, seen.deviation)
+
+
+def masked_argmax(scores: Tensor, action_mask: Tensor) -> Tensor:
+    """The best legal choice of every branch, the first of equals: `[..., H, C]` to `[..., H]`."""
+    return scores.masked_fill(~action_mask, -torch.inf).argmax(-1)

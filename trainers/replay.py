@@ -35,10 +35,11 @@ class EpisodeReplay:
                 length = max_steps + value.shape[1] - steps
                 self._columns[name] = torch.zeros((self.capacity, length, *value.shape[2:]), dtype=value.dtype)
         count = rows[FILLED].shape[0]
-        places = (torch.arange(count) + self._next) % self.capacity
+        first = max(0, count - self.capacity)  # of more than fit, the last stay: no place is written twice
+        places = (torch.arange(first, count) + self._next) % self.capacity
         for name, value in rows.items():
             column = self._columns[name]
-            column[places, : value.shape[1]] = value
+            column[places, : value.shape[1]] = value[first:]
             column[places, value.shape[1] :] = 0
         self._next = (self._next + count) % self.capacity
         self.size = min(self.size + count, self.capacity)

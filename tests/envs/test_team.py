@@ -83,3 +83,18 @@ def test_finished_is_either_end():
     empty = torch.zeros(3)
     result = StepResult({}, empty, empty, empty, flags[0], flags[1], empty, {})
     assert result.finished.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0, -float("inf")])
+def test_a_logarithmic_field_needs_a_smallest_value_that_matters(low):
+    with pytest.raises(ValueError, match=rf"'size' is logarithmic with low = {low:g}: expected more than 0"):
+        spec(ActionHead("act", 2), size=Field((), low, 10.0, scale="log"))
+    spec(ActionHead("act", 2), size=Field((), 1e-9, 10.0, scale="log"))
+
+
+@pytest.mark.parametrize(
+    ("field", "depth"),
+    [(Field((), -1, 4, scale="category"), 5), (Field((), 0, 4, scale="category"), 5), (Field((7,), 0.0, 4.0), 1)],
+)
+def test_a_category_is_as_deep_as_its_one_hot(field, depth):
+    assert field.depth == depth
