@@ -25,8 +25,8 @@ from trainers.policy import Policy, RandomPolicy
 class Scene:
     """A slot as the team's observations show it: `[E, Q]` with Q = M * R request slots per episode.
 
-    What agents do not see one by one is approximate: requests beyond the request slots are counted, and take no part in the
-    radio's limit.
+    What agents do not see one by one is approximate: requests beyond the request slots are counted but not priced and take no
+    part in the radio's limit; that requests of the macro cell wait longer at a busier cloud is left out.
     """
 
     def __init__(self, spec: VehicularSpec, model: SlotModel, experts: Tensor, seen: dict[str, Tensor]) -> None:
@@ -98,7 +98,7 @@ class Scene:
         return self._model.evaluate(self.requests, decision, network)
 
     def reward(self, actions: Tensor) -> Tensor:
-        """`[E]`: the slot's reward but for the requests that vehicles, or the macro cell, serve (no decision changes those)."""
+        """`[E]`: the slot's reward without what vehicles and the macro cell contribute, which decisions hardly change."""
         decision = self.decision(actions)
         return total(self.outcome(decision), decision, self.scenario).reward(self.scenario, self.all_requests, 0.0)
 
@@ -226,17 +226,23 @@ class GreedyPolicy(VehicularPolicy):
 class GeneticPolicy(GreedyPolicy):
     """A population of the team's joint actions evolves within each slot, by the slot's reward (Lambora et al., 2019).
 
-    One individual starts as greedy, the others as greedy with half of its genes at random. Each generation keeps the best and
+    One individual starts as greedy, the others as greedy with some of its genes at random. Each generation keeps the best and
     fills up with children of parents chosen by tournaments of two, who inherit each gene from either parent; some mutate.
     """
 
     name = "genetic"
 
     def __init__(
-        self, spec: TeamSpec, seed: int = 0, population: int = 32, generations: int = 20, mutation: float = 0.02
+        self,
+        spec: TeamSpec,
+        seed: int = 0,
+        population: int = 16,
+        generations: int = 12,
+        mutation: float = 0.02,
+        spread: float = 0.1,
     ) -> None:
         super().__init__(spec, seed)
-        self.population, self.generations, self.mutation = population, generations, mutation
+        self.population, self.generations, self.mutation, self.spread = population, generations, mutation, spread
         self._generator = torch.Generator().manual_seed(seed)
 
     def act(self, observation: dict[str, Tensor], state: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -244,7 +250,7 @@ class GeneticPolicy(GreedyPolicy):
         rows, size = mask.shape[0], self.population
         crowd, masks = scene.repeat(size), mask.repeat_interleave(size, 0)
         first = self.decide(scene, mask).repeat_interleave(size, 0)
-        people = self._mutate(first, masks, 0.5)
+        people = self._mutate(first, masks, self.spread)
         people[::size] = first[::size]
         fitness = crowd.reward(people).view(rows, size)
         for _ in range(self.generations):
