@@ -1,4 +1,4 @@
-"""Processing of requests: `papers/idmac.txt`, eqs. 13 and 17."""
+"""Processing of requests: the IDMAC paper, eqs. 13 and 17."""
 
 from __future__ import annotations
 

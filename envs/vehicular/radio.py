@@ -1,4 +1,4 @@
-"""Radio links of vehicles and edges: `papers/idmac.txt`, Section III-C (eqs. 6-9) and eqs. 14-15."""
+"""Radio links of vehicles and edges: the IDMAC paper, Section III-C (eqs. 6-9) and eqs. 14-15."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ SERVICES = ("traffic compliance", "navigation", "auto-parking", "entertainment",
 
 
 class VehicularScenario(Scenario):
-    """Personalised LLM service updating between edge servers, vehicles and the cloud (`papers/idmac.txt`)."""
+    """Personalised LLM service updating between edge servers, vehicles and the cloud (the IDMAC paper, see README.md)."""
 
     problem: Literal["vehicular"] = "vehicular"
 

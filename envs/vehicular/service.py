@@ -1,4 +1,4 @@
-"""Quality, score and capability of services: `papers/idmac.txt`, Section III-B (eqs. 1-4) and Section V.A."""
+"""Quality, score and capability of services: the IDMAC paper, Section III-B (eqs. 1-4) and Section V.A."""
 
 from __future__ import annotations
 

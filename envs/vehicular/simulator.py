@@ -1,4 +1,4 @@
-"""The vehicular problem as a `TeamSimulator`: E episodes as tensors (`papers/idmac.txt`, Algorithm 1).
+"""The vehicular problem as a `TeamSimulator`: E episodes as tensors (Algorithm 1 of the IDMAC paper).
 
 Dimensions beside those of `envs.team` (whose N agents are the M edges here):
 
