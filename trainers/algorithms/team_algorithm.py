@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, TypeVar
 
 import numpy as np
@@ -151,6 +152,7 @@ class _SampleWithMetrics:
 
 
 def initialise_ray(runners: int) -> None:
-    """A local Ray if none runs (RLlib's learner wants one even in one process)."""
+    """A local Ray if none runs (RLlib's learner wants one even in one process), and RLlib's notices to itself turned off."""
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=max(2, runners + 1))
