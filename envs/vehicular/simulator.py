@@ -339,8 +339,8 @@ class VehicularSimulator(TeamSimulator):
             state=self._state(observation),
             action_mask=self._action_mask(),
             reward=reward,
-            terminated=no,
-            truncated=torch.full_like(no, self._slot >= s.horizon_slots),
+            terminated=torch.full_like(no, self._slot >= s.horizon_slots),  # eq. 28 sums to the horizon: nothing comes after
+            truncated=no,
             alive=torch.ones(rows, s.num_edges, dtype=torch.bool, device=self.device),
             metrics=metrics,
         )

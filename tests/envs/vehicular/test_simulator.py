@@ -221,8 +221,8 @@ def test_a_finished_episode_idles():
     sim = simulator(2)
     last = play(sim, episode_seeds(0, 0, 2))[-1]
     after = sim.step(random_actions(last.action_mask))
-    assert bool(last.truncated.all())
-    assert bool(after.truncated.all())
+    assert bool(last.terminated.all())
+    assert bool(after.terminated.all())
     assert after.reward.tolist() == [0.0, 0.0]
     assert torch.equal(after.state, last.state)
 
