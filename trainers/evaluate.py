@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,13 +14,12 @@ from torch import Tensor
 from envs.errors import InputError
 from envs.registry import Scenario, make_simulator
 from envs.team import Metric, TeamSimulator, TeamSpec
+from trainers.episode_sums import EpisodeSums, metrics_of, ratio
 from trainers.policy import Policy
 
 SimulatorFactory = Callable[[int, torch.device], TeamSimulator]
 Progress = Callable[[int, int], None]
 
-RETURN = Metric("reward", None, better="higher", description="sum of the team reward over the episode")
-UNITS = {"_bytes": "B", "_s": "s"}  # of a policy's own figures, by the end of their name
 CHECK_EVERY = 8  # steps between two looks at whether all rows are finished: each look waits for the device
 
 
@@ -51,7 +50,7 @@ class EpisodeResults:
     @cached_property
     def values(self) -> dict[str, np.ndarray]:
         """Metric to `[episodes]` float64, in the order of `seeds`; NaN in episodes where the denominator is 0."""
-        return {name: _ratio(self.sums, metric) for name, metric in self.metrics.items()}
+        return {name: ratio(self.sums, metric) for name, metric in self.metrics.items()}
 
     def pooled(self, name: str) -> float:
         """The metric over all episodes taken together: ratio of the sums, or mean per episode of a plain sum."""
@@ -89,7 +88,7 @@ def evaluate(
     _check_request(seeds, num_envs)
     device = torch.device(device)
     batches = seeds.split(num_envs)
-    parts: list[dict[str, Tensor]] = []
+    parts: list[dict[str, np.ndarray]] = []
     simulator: TeamSimulator | None = None
     try:
         for index, batch in enumerate(batches):
@@ -105,12 +104,12 @@ def evaluate(
     finally:
         if simulator is not None:
             simulator.close()
-    sums = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    sums = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return EpisodeResults(
         policy=policy.name,
         scenario=spec.scenario,
         seeds=seeds.cpu().numpy(),
-        metrics=_metrics(spec, policy.metrics()),
+        metrics=metrics_of(spec, policy.metrics()),
         sums=sums,
         scenario_fields=scenario.model_dump(mode="json") if isinstance(scenario, Scenario) else {},
     )
@@ -134,10 +133,10 @@ def check_fits(policy: Policy, spec: TeamSpec) -> None:
 
 
 @torch.no_grad()
-def _play(policy: Policy, simulator: TeamSimulator, seeds: Tensor, report: Callable[[float], None]) -> dict[str, Tensor]:
-    """One episode in every row: name to `[E]` float64 sums over the steps in which the row was unfinished, on the CPU."""
+def _play(policy: Policy, simulator: TeamSimulator, seeds: Tensor, report: Callable[[float], None]) -> dict[str, np.ndarray]:
+    """One episode in every row: name to `[E]` float64 sums over the steps in which the row was unfinished."""
     max_steps = simulator.spec.max_steps
-    totals: dict[str, Tensor] = {}
+    sums = EpisodeSums()
     result = simulator.reset(seeds)
     memory = policy.initial_state(simulator.num_envs)
     for step in range(max_steps):
@@ -145,22 +144,14 @@ def _play(policy: Policy, simulator: TeamSimulator, seeds: Tensor, report: Calla
         actions, memory = policy.act(result.observation, memory, result.action_mask)
         figures = policy.metrics()
         result = simulator.step(actions)
-        _add(totals, active, {**result.metrics, **figures, "reward": result.reward, "steps": torch.ones_like(result.reward)})
+        sums.add(result, active, figures)
         report((step + 1) / max_steps)
         if step % CHECK_EVERY == CHECK_EVERY - 1 and bool(result.finished.all()):
             break
     if not bool(result.finished.all()):
         raise RuntimeError(f"{simulator.spec.scenario}: an episode was still running after max_steps = {max_steps} steps")
     report(1.0)
-    return {name: total.cpu() for name, total in totals.items()}
-
-
-def _add(totals: dict[str, Tensor], active: Tensor, figures: dict[str, Any]) -> None:
-    """Adds `figures` (`[E]` each) to `totals` where `active`; in float64, so that the order of batches leaves no trace."""
-    for name, figure in figures.items():
-        value = torch.as_tensor(figure, device=active.device).to(torch.float64)
-        value = torch.where(active, value, 0.0)
-        totals[name] = totals[name] + value if name in totals else value
+    return sums.totals()
 
 
 def _batch_progress(progress: Progress | None, first: int, rows: int, total: int) -> Callable[[float], None]:
@@ -186,22 +177,3 @@ def _check_request(seeds: Tensor, num_envs: int) -> None:
         raise InputError("episode seeds: expected all different, got repeated ones")
     if num_envs < 1:
         raise InputError(f"num_envs = {num_envs}: expected at least 1")
-
-
-def _metrics(spec: TeamSpec, figures: Iterable[str]) -> dict[str, Metric]:
-    """The return first, the problem's metrics, and the plain sum of each further figure that the policy reports."""
-    metrics = {"return": spec.metrics.get("return", RETURN), **spec.metrics}
-    used = {metric.numerator for metric in metrics.values()}
-    return metrics | {name: Metric(name, unit=_unit(name)) for name in figures if name not in used}
-
-
-def _unit(name: str) -> str:
-    return next((unit for suffix, unit in UNITS.items() if name.endswith(suffix)), "1")
-
-
-def _ratio(sums: dict[str, np.ndarray], metric: Metric) -> np.ndarray:
-    numerator = sums[metric.numerator]
-    if metric.denominator is None:
-        return numerator
-    denominator = sums[metric.denominator]
-    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0)

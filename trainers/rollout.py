@@ -35,6 +35,7 @@ from models.team_module import (
     TERMINATED,
     TeamModule,
 )
+from trainers.episode_sums import EpisodeSums, metrics_of, ratio
 
 JointEpisodes = dict[str, Tensor]
 
@@ -42,8 +43,7 @@ JointEpisodes = dict[str, Tensor]
 class EpisodeRecorder:
     """Collects the steps of E parallel episodes into joint rows `[E, T, …]` (names and shapes: `models.team_module`)."""
 
-    def __init__(self, spec: TeamSpec) -> None:
-        self._spec = spec
+    def __init__(self) -> None:
         self._columns: dict[str, list[Tensor]] = {}
 
     def seen(self, packed: Tensor, step: StepResult) -> None:
@@ -70,28 +70,6 @@ class EpisodeRecorder:
         return {name: torch.stack(steps, dim=1).cpu() for name, steps in self._columns.items()}
 
 
-class MetricSums:
-    """Sums the per-step metrics of running rows and turns them into one figure per episode and metric."""
-
-    def __init__(self, spec: TeamSpec) -> None:
-        self._spec = spec
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, step: StepResult, running: Tensor) -> None:
-        weight = running.to(torch.float32)
-        for name, value in {**step.metrics, "reward": step.reward, "steps": torch.ones_like(step.reward)}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value * weight
-
-    def figures(self) -> dict[str, np.ndarray]:
-        """Metric name to `[E]`; `return` and `steps` are always there, ratios without a denominator are NaN."""
-        sums = {name: value.to(torch.float64).cpu().numpy() for name, value in self._sums.items()}
-        figures = {"return": sums["reward"], "steps": sums["steps"]}
-        for name, metric in self._spec.metrics.items():
-            with np.errstate(invalid="ignore", divide="ignore"):
-                figures[name] = sums[metric.numerator] / (sums[metric.denominator] if metric.denominator else 1.0)
-        return figures
-
-
 @torch.no_grad()
 def play_episodes(
     simulator: TeamSimulator,
@@ -108,9 +86,11 @@ def play_episodes(
         explore, env_steps, generator: See `TeamModule.act`.
 
     Returns:
-        Joint rows, and the episodes' figures (`MetricSums.figures`).
+        Joint rows, and the episodes' figures, `[E]` each: `return`, `steps`, the problem's metrics, `message_bytes` where the
+        agents exchange any; NaN where an episode does not define one.
     """
-    recorder, sums = EpisodeRecorder(simulator.spec), MetricSums(simulator.spec)
+    recorder, sums = EpisodeRecorder(), EpisodeSums()
+    messages = {"message_bytes": module.message_bytes} if module.message_bytes else {}
     state = module.initial_state(simulator.num_envs)
     step = simulator.reset(seeds)
     packed = module.packer(step.observation)
@@ -122,10 +102,12 @@ def play_episodes(
         packed = module.packer(step.observation)
         recorder.done(actions, running, step, extras)
         recorder.seen(packed, step)
-        sums.add(step, running)
+        sums.add(step, running, messages)
         if bool(step.finished.all()):
             break
-    return recorder.rows(), sums.figures()
+    totals = sums.totals()
+    figures = {name: ratio(totals, metric) for name, metric in metrics_of(simulator.spec, messages).items()}
+    return recorder.rows(), {**figures, "steps": totals["steps"]}
 
 
 class TeamEnvRunner(EnvRunner, Checkpointable):
