@@ -379,6 +379,7 @@ class VehicularSimulator(TeamSimulator):
             "primary": self._primary.float().repeat(rows, 1, 1),
             "cloud_version": everyone(self._version),
             "target_capability": everyone(now.capability),
+            "logged_importance": everyone(from_fixed(self._logs)),
             "node_health": everyone(episode.link_factor[t][:, :edges] * up),
             "last_tasks": everyone(self._last_tasks),
             "requests": now.radio_requests.float(),
@@ -395,11 +396,11 @@ class VehicularSimulator(TeamSimulator):
         """`[E, S]` float32, see `spec.state_size`: every figure is about in [0, 1]."""
         s, now, episode, t = self.scenario, self._now, self._episode, self._slot
         edges, services, vehicles = s.num_edges, s.num_services, s.num_vehicles
-        second = s.edge_hz * 1e-9
-        load = seen["requested_gcycles"] / (seen["requested_gcycles"] + second)
-        per_edge = torch.stack(
-            [seen["requests"] / vehicles, load, seen["node_health"][:, 0], seen["last_tasks"][:, 0, :edges] / vehicles], dim=2
-        )
+        fair = vehicles / edges  # an edge's share of all vehicles
+        load = seen["requested_gcycles"] / (seen["requested_gcycles"] + 0.1 * s.edge_hz * 1e-9)
+        last_tasks = seen["last_tasks"][:, 0, :edges] / fair
+        per_edge = torch.stack([seen["requests"] / fair, load, seen["node_health"][:, 0], last_tasks], dim=2)
+        logs = seen["logged_importance"][:, 0]
         wanted = count_by(episode.service[t], services, now.radio.long()) / vehicles
         codes = count_by((self._store - stores.EMPTY).transpose(0, 1).flatten(1), services * s.num_versions + 1)
         patches = codes[:, 1:].unflatten(1, (services, s.num_versions)).sum(2) / vehicles
@@ -412,6 +413,7 @@ class VehicularSimulator(TeamSimulator):
             seen["capability"].flatten(1),
             self._cloud_capability(),
             versions,
+            logs / (logs + fair),
             patches,
             wanted,
             *system,

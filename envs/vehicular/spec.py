@@ -53,6 +53,9 @@ def observation_fields(s: VehicularScenario) -> dict[str, Field]:
         "primary": Field((K,), 0, 1, description="1 for the service that this edge is an expert for"),
         "cloud_version": Field((K,), 0, s.num_versions - 1, description="of the cloud's models and the experts'"),
         "target_capability": Field((M + 1, K), 0, s.max_capability, description="of every edge and the cloud, 0 if it cannot"),
+        "logged_importance": Field(
+            (K,), 1.0, vehicles * s.update_period_slots, "1", "log", description="logged for the next fine-tuning, by service"
+        ),
         "node_health": Field((M,), 0, 1, description="share of each edge's wire rate that works, 0 where the edge is down"),
         "last_tasks": count((M + 1,), "tasks on every edge and the cloud in the last slot"),
         "requests": count((), "requests to this edge in this slot, also those beyond the request slots"),
@@ -119,5 +122,5 @@ def team_spec(s: VehicularScenario, edges_m: Tensor) -> VehicularSpec:
 
 
 def state_size(s: VehicularScenario) -> int:
-    """S: 4 + K figures per edge, then 4 K + 5 of the whole system."""
-    return s.num_edges * (4 + s.num_services) + 4 * s.num_services + 5
+    """S: 4 + K figures per edge, then 5 K + 5 of the whole system."""
+    return s.num_edges * (4 + s.num_services) + 5 * s.num_services + 5
