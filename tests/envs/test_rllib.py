@@ -53,6 +53,19 @@ def test_stock_ppo_trains_on_the_two_step_game():
 
 
 @pytest.mark.usefixtures("_ray")
+def test_stock_ppo_trains_on_the_vehicular_problem():
+    overrides = {"num_vehicles": 8, "horizon_slots": 32, "trace_slots": 32}
+    algorithm = stock_ppo("edgeflock/vehicular", {"scenario": "v50-e6", "overrides": overrides})
+    before = algorithm.get_weights()["shared"]
+    runners = algorithm.train()["env_runners"]
+    after = algorithm.get_weights()["shared"]
+    algorithm.stop()
+    assert runners["episode_len_mean"] == 32
+    assert set(runners["agent_episode_returns_mean"]) == {f"edge_{m}" for m in range(6)}
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+@pytest.mark.usefixtures("_ray")
 def test_rllibs_masked_ppo_only_plays_legal_choices(monkeypatch):
     played = []
     step = TeamMultiAgentEnv.step
