@@ -67,6 +67,7 @@ class Slot:
         expert: `[E, M, K]` int64, nearest working expert of each service for each edge; M where there is none.
         legal: `[E, K + 1, M + 1]` bool, which targets can answer each service; the last row is for empty request slots.
         fetchable: `[E, M, K]` bool.
+        own_answers: `[E, M+1]` int64 each, see `_own_answers`.
         capability: `[E, M+1, K]` float32, of what each edge and the cloud answers with, 0 where it cannot.
     """
 
@@ -81,6 +82,7 @@ class Slot:
     expert: Tensor
     legal: Tensor
     fetchable: Tensor
+    own_answers: tuple[Tensor, Tensor, Tensor]
     capability: Tensor
 
 
@@ -205,8 +207,22 @@ class VehicularSimulator(TeamSimulator):
             expert=expert,
             legal=legal,
             capability=self._target_capability(),
+            own_answers=self._own_answers(held),
             fetchable=(self._version[:, None] > self._edge_version) & (expert < edges) & episode.up[t][..., None],
         )
+
+    def _own_answers(self, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Number, score and latency above the limit of what vehicles answer by themselves: `[E, M+1]` by edge, outside all last.
+
+        Scores and seconds are fixed-point sums (`sums.py`).
+        """
+        s, episode, t = self.scenario, self._episode, self._slot
+        answers = episode.present[t] & (held != stores.EMPTY)
+        score, latency_s = self._model.own_answers(episode.cycles[t], episode.demand_level[t], self._capability_of(held))
+        excess_s = (latency_s - s.latency_limit_s).clamp(min=0.0)
+        weights = (answers.long(), to_fixed(score) * answers, to_fixed(excess_s) * answers)
+        number, scores, excess = (count_by(episode.own[t], s.num_edges + 1, weight) for weight in weights)
+        return number, scores, excess
 
     def _capability_of(self, code: Tensor) -> Tensor:
         """Capability of the patch `[E, N]` with that code, 0 for none."""
@@ -386,6 +402,9 @@ class VehicularSimulator(TeamSimulator):
             "overflow": overflow_by.float(),
             "requested_gcycles": from_fixed(gcycles),
             "vehicles": (episode.first[t][:, 1:] - episode.first[t][:, :-1]).float(),
+            "vehicle_answers": now.own_answers[0][:, :edges].float(),
+            "vehicle_score": from_fixed(now.own_answers[1][:, :edges]),
+            "vehicle_excess_s": from_fixed(now.own_answers[2][:, :edges]),
             "all_vehicles": everyone(episode.present[t].sum(1)),
             "macro_requests": everyone(now.macro.sum(1)),
             "slot": constant(t),
@@ -401,6 +420,9 @@ class VehicularSimulator(TeamSimulator):
         last_tasks = seen["last_tasks"][:, 0, :edges] / fair
         per_edge = torch.stack([seen["requests"] / fair, load, seen["node_health"][:, 0], last_tasks], dim=2)
         logs = seen["logged_importance"][:, 0]
+        answers, scores, excess = (total.sum(1, keepdim=True) for total in now.own_answers)
+        road = episode.present[t].sum(1, keepdim=True).clamp(min=1)
+        own_answers = [answers / road, from_fixed(scores) / road, from_fixed(excess) / road]
         wanted = count_by(episode.service[t], services, now.radio.long()) / vehicles
         codes = count_by((self._store - stores.EMPTY).transpose(0, 1).flatten(1), services * s.num_versions + 1)
         patches = codes[:, 1:].unflatten(1, (services, s.num_versions)).sum(2) / vehicles
@@ -417,6 +439,7 @@ class VehicularSimulator(TeamSimulator):
             patches,
             wanted,
             *system,
+            *own_answers,
             *clock,
         ]
         return torch.cat(parts, dim=1)

@@ -167,6 +167,16 @@ class SlotModel:
             tasks=tasks[:, : cloud + 1],
         )
 
+    def own_answers(self, cycles: Tensor, demand_level: Tensor, capability: Tensor) -> tuple[Tensor, Tensor]:
+        """Score and latency, `[B, Q]` each, of requests that vehicles answer with their own patch: nothing that edges decide
+        matters to them. The same numbers as `evaluate`'s."""
+        s = self.scenario
+        latency_s = (cycles * (1.0 / s.vehicle_hz)).clamp(max=s.slot_s)
+        energy_j = cycles * compute.joules_per_cycle(s.vehicle_compute_w, s.vehicle_hz, 1.0)
+        quality = service.qos(capability, demand_level, s.qos_max, s.qos_alpha)
+        utility = s.weight_qos * quality - s.weight_latency * latency_s - s.weight_energy * energy_j
+        return service.task_score(utility, s.score_threshold, s.score_temperature), latency_s
+
     def _per_cycle(self, tasks: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Seconds and joules that a cycle takes on each route: `[B, M+3]`."""
         s, cloud = self.scenario, self.edges

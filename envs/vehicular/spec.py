@@ -62,6 +62,11 @@ def observation_fields(s: VehicularScenario) -> dict[str, Field]:
         "overflow": count((K,), "requests beyond the request slots, by service; they go to the service's expert"),
         "requested_gcycles": Field((), 0.1, max_gcycles * vehicles, "Gcycle", "log", description="of this edge's requests"),
         "vehicles": count((), "vehicles in this edge's radius"),
+        "vehicle_answers": count((), "vehicles in this edge's radius that answer their request with a patch of their own"),
+        "vehicle_score": Field((), 0.1, vehicles, "1", "log", description="sum of those answers' task scores"),
+        "vehicle_excess_s": Field(
+            (), 0.1, s.slot_s * vehicles, "s", "log", description="sum of those answers' latencies above the limit"
+        ),
         "all_vehicles": count((), "vehicles on the road"),
         "macro_requests": count((), "requests that reach the cloud over the macro cell in this slot"),
         "slot": Field((), 0, s.horizon_slots, "slot", description="slots since the start"),
@@ -122,5 +127,5 @@ def team_spec(s: VehicularScenario, edges_m: Tensor) -> VehicularSpec:
 
 
 def state_size(s: VehicularScenario) -> int:
-    """S: 4 + K figures per edge, then 5 K + 5 of the whole system."""
-    return s.num_edges * (4 + s.num_services) + 5 * s.num_services + 5
+    """S: 4 + K figures per edge, then 5 K + 8 of the whole system."""
+    return s.num_edges * (4 + s.num_services) + 5 * s.num_services + 8
