@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,34 @@ class Members:
         return self.place // self.capacity
 
 
+class Standardiser(nn.Module):
+    """`(x - mean) / deviation` column by column, with statistics taken once, before learning; until then it changes nothing.
+
+    A field's bounds are what can occur; what does occur is often a narrow part of them, which networks learn from slowly.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Takes mean and deviation of `[rows, size]`; columns that hardly vary are only shifted."""
+        if len(x) < 2:
+            return
+        deviation, mean = torch.std_mean(x, dim=0)
+        self.shift.copy_(mean)
+        self.scale.copy_(torch.where(deviation > 1e-3, 1.0 / deviation.clamp(min=1e-3), 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., size]`, at most 8 deviations away from the mean."""
+        return ((x - self.shift) * self.scale).clamp(-8.0, 8.0)
+
+
 class ObservationEncoder(nn.Module):
     """One vector per agent, and one per member of each entity that an action head may refer to.
 
@@ -91,44 +120,53 @@ class ObservationEncoder(nn.Module):
         for piece in pieces:
             if piece.field.entity is not None:
                 self._entities.setdefault(piece.field.entity, []).append(piece)
+        sizes = {name: sum(_inputs(p.field, p.field.shape[1:]) for p in pieces) for name, pieces in self._entities.items()}
+        self.entity_standards = nn.ModuleDict({name: Standardiser(size) for name, size in sizes.items()})
         self.entity_networks = nn.ModuleDict(
-            {
-                name: nn.Sequential(
-                    nn.Linear(sum(_inputs(p.field, p.field.shape[1:]) for p in pieces), entity_hidden), nn.ReLU()
-                )
-                for name, pieces in self._entities.items()
-            }
+            {name: nn.Sequential(nn.Linear(size, entity_hidden), nn.ReLU()) for name, size in sizes.items()}
         )
         plain_size = sum(_inputs(piece.field, piece.field.shape) for piece in self._plain)
+        self.plain_standard = Standardiser(plain_size)
         self.network = nn.Sequential(nn.Linear(plain_size + 2 * entity_hidden * len(self._entities), hidden), nn.ReLU())
 
     def forward(self, packed: Tensor) -> tuple[Tensor, dict[str, Members]]:
         """`[..., D]` float16 to `[..., hidden]`, and the members by entity name (rows: the leading dimensions)."""
         rows = packed.flatten(0, -2)
-        inputs = [_expand(piece.field, rows[:, piece.start : piece.stop]) for piece in self._plain]
+        inputs = [self.plain_standard(self._plain_inputs(rows))]
         entities = {}
         for name, pieces in self._entities.items():
-            pick = rows.device.type == "cpu" and not self.every_place
-            entities[name] = members = _encode_members(self.entity_networks[name], pieces, rows, pick)
-            weighted = torch.cat([members.vectors, members.weight.unsqueeze(-1)], dim=-1)
+            place, weight, values = self._member_inputs(pieces, rows)
+            vectors = self.entity_networks[name](self.entity_standards[name](values)) * weight
+            entities[name] = members = Members(place, pieces[0].field.shape[0], weight.squeeze(-1), vectors)
+            weighted = torch.cat([vectors, weight], dim=-1)
             total = weighted.new_zeros(len(rows), weighted.shape[1]).index_add(0, members.row, weighted)
             inputs += [total[:, :-1] / total[:, -1:].clamp(min=1.0), total[:, :-1] / members.capacity]
         return self.network(torch.cat(inputs, dim=-1)).unflatten(0, packed.shape[:-1]), entities
 
+    def fit(self, packed: Tensor) -> None:
+        """Takes the inputs' statistics from `[..., D]` observations, once, before learning."""
+        rows = packed.flatten(0, -2)
+        self.plain_standard.fit(self._plain_inputs(rows))
+        for name, pieces in self._entities.items():
+            _, weight, values = self._member_inputs(pieces, rows)
+            cast(Standardiser, self.entity_standards[name]).fit(values[weight.squeeze(-1) > 0])
 
-def _encode_members(network: nn.Module, pieces: list[_Slice], rows: Tensor, pick: bool) -> Members:
-    """The members of one entity in packed `rows` `[rows, D]`: those that exist (`pick`), or all with weights."""
-    capacity = pieces[0].field.shape[0]
-    values = [rows[:, piece.start : piece.stop].reshape(len(rows) * capacity, -1) for piece in pieces]
-    exists = torch.ones(len(rows) * capacity, dtype=torch.bool, device=rows.device)
-    for piece, value in zip(pieces, values, strict=True):
-        if piece.field.scale == "category" and piece.field.low < 0:
-            exists = exists & (value >= 0).all(-1)
-    place = exists.nonzero().squeeze(-1) if pick else torch.arange(len(exists), device=rows.device)
-    weight = exists[place].to(torch.float32)
-    inputs = [_expand(piece.field, value[place]) for piece, value in zip(pieces, values, strict=True)]
-    vectors = network(torch.cat(inputs, dim=-1))
-    return Members(place, capacity, weight, vectors if pick else vectors * weight.unsqueeze(-1))
+    def _plain_inputs(self, rows: Tensor) -> Tensor:
+        parts = [_expand(piece.field, rows[:, piece.start : piece.stop]) for piece in self._plain]
+        return torch.cat(parts, dim=-1) if parts else rows.new_zeros(len(rows), 0, dtype=torch.float32)
+
+    def _member_inputs(self, pieces: list[_Slice], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Places `[M]`, weights `[M, 1]` and inputs `[M, inputs]` of one entity's members in packed `rows` `[rows, D]`."""
+        capacity = pieces[0].field.shape[0]
+        values = [rows[:, piece.start : piece.stop].reshape(len(rows) * capacity, -1) for piece in pieces]
+        exists = torch.ones(len(rows) * capacity, dtype=torch.bool, device=rows.device)
+        for piece, value in zip(pieces, values, strict=True):
+            if piece.field.scale == "category" and piece.field.low < 0:
+                exists = exists & (value >= 0).all(-1)
+        pick = rows.device.type == "cpu" and not self.every_place
+        place = exists.nonzero().squeeze(-1) if pick else torch.arange(len(exists), device=rows.device)
+        inputs = [_expand(piece.field, value[place]) for piece, value in zip(pieces, values, strict=True)]
+        return place, exists[place].to(torch.float32).unsqueeze(-1), torch.cat(inputs, dim=-1)
 
 
 def _inputs(field: Field, shape: tuple[int, ...]) -> int:

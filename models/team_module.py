@@ -47,6 +47,13 @@ class TeamModule(TorchRLModule, InferenceOnlyAPI):
     def setup_learning(self) -> None:
         """Creates what only the learner needs. Name it all in `get_non_inference_attributes`."""
 
+    def fit_inputs(self, rows: dict[str, Tensor]) -> None:
+        """Takes the statistics by which inputs are standardised from sampled rows; called once, before the first update.
+
+        Subclasses that own copies or further inputs (target networks, the global state) extend it.
+        """
+        self.network.encoder.fit(rows[OBSERVATION][rows[ALIVE]].to(self.device))
+
     def initial_state(self, num_envs: int) -> dict[str, Tensor]:
         """What the agents remember at the start of an episode; every tensor has leading dimension E."""
         heads = self.spec.num_branches

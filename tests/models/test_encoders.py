@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from envs.registry import make_scenario, make_simulator
 from envs.team import UNBOUNDED_CLIP, ActionHead, Field, TeamSpec
-from models.encoders import ActionEncoder, BranchHeads, ObservationEncoder, ObservationPacker
+from models.encoders import ActionEncoder, BranchHeads, ObservationEncoder, ObservationPacker, Standardiser
 
 PLACES, HIDDEN, ENTITY_HIDDEN = 5, 8, 4
 JOBS = TeamSpec(
@@ -235,3 +235,22 @@ def test_actions_are_encoded_as_shares_of_each_head():
     actions = torch.tensor([[3, 3, 0, 1, 3, 1], [-1] * 6])
     torch.testing.assert_close(encoder(actions), torch.tensor([[0.2, 0.2, 0.0, 0.6, 0.0, 1.0], [0.0] * 6]))
     assert torch.equal(encoder(actions.to(torch.int16)), encoder(actions))
+
+
+def test_standardiser_by_hand():
+    standard = Standardiser(3)
+    x = torch.tensor([[1.0, 5.0, 0.0], [3.0, 5.0, 0.0], [5.0, 5.0, 1e6]])
+    assert torch.equal(standard(x), x.clamp(max=8.0))  # before fit: nothing but the limit of 8
+    standard.fit(x)
+    # Column 0: mean 3, deviation 2. Column 1 is constant: shifted only. Column 2: mean 1e6 / 3, deviation 1e6 / sqrt(3).
+    expected = torch.tensor([[-1.0, 0.0, -(3**-0.5)], [0.0, 0.0, -(3**-0.5)], [1.0, 0.0, 2 * 3**-0.5]])
+    torch.testing.assert_close(standard(x), expected)
+    assert standard(torch.tensor([[1e9, 5.0, 0.0]]))[0, 0] == 8.0
+
+
+def test_standardiser_without_data_changes_nothing():
+    standard = Standardiser(2)
+    standard.fit(torch.empty(0, 2))
+    standard.fit(torch.tensor([[7.0, 7.0]]))
+    assert standard.shift.tolist() == [0.0, 0.0]
+    assert standard.scale.tolist() == [1.0, 1.0]

@@ -324,4 +324,4 @@ def test_only_what_acts_leaves_the_learner(learner):
     acts = {name.partition(".")[0] for name in module.get_state(inference_only=True)}
     assert acts == {"network"}
     learns = {name.partition(".")[0] for name in module.get_state()}
-    assert learns == {"network", "mixer", "target_network", "target_mixer"}
+    assert learns == {"network", "mixer", "target_network", "target_mixer", "state_standard"}

@@ -108,6 +108,10 @@ class TeamAlgorithm(Algorithm):
             self.metrics.aggregate([metrics for _, _, metrics in samples], key=ENV_RUNNER_RESULTS)
         return [rows for rows, _, _ in samples]
 
+    def fit_inputs(self, rows: JointEpisodes) -> None:
+        """Every learner takes the statistics of its inputs from the same rows (`TeamModule.fit_inputs`)."""
+        self.learner_group.foreach_learner(lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().fit_inputs(rows))
+
     def learn(self, rows: JointEpisodes, **kwargs: Any) -> None:
         """One `LearnerGroup.update` on joint rows."""
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(rows)}, env_steps=len(rows["reward"]))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from envs.team import random_actions
+from models.encoders import Standardiser
 from models.intent import continuity_loss, entropy_loss
 from models.mixers import MixerName, make_mixer
 from models.team_module import (
@@ -90,6 +91,7 @@ class ValueModule(TeamModule):
 
     def setup_learning(self) -> None:
         settings = self.settings
+        self.state_standard = Standardiser(self.spec.state_size)
         self.mixer = make_mixer(
             settings.mixer,
             self.spec.num_agents,
@@ -102,7 +104,12 @@ class ValueModule(TeamModule):
         self.target_mixer = copy.deepcopy(self.mixer).requires_grad_(False)
 
     def get_non_inference_attributes(self) -> list[str]:
-        return ["mixer", "target_network", "target_mixer"]
+        return ["mixer", "target_network", "target_mixer", "state_standard"]
+
+    def fit_inputs(self, rows: JointEpisodes) -> None:
+        super().fit_inputs(rows)
+        self.state_standard.fit(rows[STATE][rows[ALIVE].any(-1)].to(self.device))
+        self.target_network.load_state_dict(self.network.state_dict())
 
     @torch.no_grad()
     def act(
@@ -133,7 +140,7 @@ class ValueModule(TeamModule):
         """Joint values `[B, T]`, their targets `[B, T]`, and the regularisers of the intents `[B, T]`."""
         settings = self.settings
         actions = batch[ACTIONS].to(torch.int64)
-        mask, state, alive = batch[ACTION_MASK], batch[STATE], batch[ALIVE]
+        mask, state, alive = batch[ACTION_MASK], self.state_standard(batch[STATE]), batch[ALIVE]
         decides = mask.sum(-1, dtype=torch.int16) > 1
         previous = F.pad(actions, (0, 0, 0, 0, 1, 0), value=-1)
         noise = self._training_noise(previous)
@@ -302,6 +309,8 @@ class ValueDecomposition(TeamAlgorithm):
             self.rewards.add(rows)
         if self.replay.size < settings.learning_starts:
             return
+        if self.draws == 0:
+            self.fit_inputs(self.replay.sample(settings.batch_episodes, draw=0))
         for _ in range(settings.updates):
             rows = self.replay.sample(settings.batch_episodes, self.draws)
             self.learn(self.rewards.standardise(rows) if settings.standardise_rewards else rows)

@@ -256,3 +256,42 @@ def test_trace_files_are_played(tmp_path):
     assert results[0].observation["all_vehicles"][0, 0].item() == 1
     with pytest.raises(InputError, match=r"1 vehicles, but the scenario needs .* and 2 vehicles"):
         simulator(1, traces=str(path), num_vehicles=2, num_edges=1)
+
+
+def test_what_vehicles_answer_themselves_is_announced_exactly(monkeypatch):
+    sim, seeds = simulator(3), episode_seeds(0, 0, 3)
+    played = []
+    evaluate = sim._model.evaluate
+
+    def watch(requests, decision, network):
+        outcome = evaluate(requests, decision, network)
+        by_vehicle = decision.route == sim.scenario.num_edges + 1
+        late = (outcome.latency_s - sim.scenario.latency_limit_s).clamp(min=0.0)
+        under = [by_vehicle & (requests.own == edge) for edge in range(sim.scenario.num_edges)]
+        terms = (torch.ones_like(late), outcome.score, late)
+        played.append([torch.stack([(term * mine).sum(1) for mine in under], dim=1) for term in terms])
+        return outcome
+
+    monkeypatch.setattr(sim._model, "evaluate", watch)
+    result = sim.reset(seeds)
+    answered = 0.0
+    for _ in range(12):
+        announced = [result.observation[name] for name in ("vehicle_answers", "vehicle_score", "vehicle_excess_s")]
+        result = sim.step(random_actions(result.action_mask))
+        for expected, actual in zip(announced, played[-1], strict=True):
+            torch.testing.assert_close(expected, actual, atol=1e-4, rtol=1e-4)
+        answered += float(announced[0].sum())
+    assert answered > 0
+
+
+def test_logs_for_the_next_fine_tuning_are_shown_until_it():
+    sim = simulator(2, update_period_slots=4, num_vehicles=20)
+    result = sim.reset(episode_seeds(0, 0, 2))
+    seen = [result.observation["logged_importance"][:, 0].sum(1)]
+    for _ in range(4):
+        result = sim.step(random_actions(result.action_mask))
+        seen.append(result.observation["logged_importance"][:, 0].sum(1))
+    assert bool((seen[0] == 0).all())
+    assert all(bool((later >= earlier).all()) for earlier, later in zip(seen[:3], seen[1:4], strict=True))
+    assert bool((seen[3] > 0).all())
+    assert bool((seen[4] == 0).all())  # used up by the fine-tuning after slot 4
