@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import cast
@@ -183,22 +184,24 @@ def _expand(field: Field, values: Tensor) -> Tensor:
 class ActionEncoder(nn.Module):
     """What an agent did, as a short vector: for each head the share of its branches that took each choice (no parameters)."""
 
+    _first: Tensor  # [H], where the choices of each branch's head begin
+    _branches: Tensor  # [sum of choices], branches of the head of each choice
+
     def __init__(self, spec: TeamSpec) -> None:
         super().__init__()
         self.size = sum(head.choices for head in spec.heads)
-        self._heads = [(head.count, head.choices) for head in spec.heads]
+        ends = itertools.accumulate(head.choices for head in spec.heads)
+        first = [end - head.choices for end, head in zip(ends, spec.heads, strict=True) for _ in range(head.count)]
+        branches = [float(head.count) for head in spec.heads for _ in range(head.choices)]
+        self.register_buffer("_first", torch.tensor(first), persistent=False)
+        self.register_buffer("_branches", torch.tensor(branches), persistent=False)
 
     def forward(self, actions: Tensor) -> Tensor:
         """`[..., H]` integers, -1 for "no action yet" (encoded as zeros), to `[..., sum of choices]` float32."""
-        actions = actions.to(torch.int64)
-        taken = (actions >= 0).to(torch.float32)
-        parts, start = [], 0
-        for count, choices in self._heads:
-            piece = slice(start, start + count)
-            one_hot = F.one_hot(actions[..., piece].clamp(min=0), choices).to(torch.float32)
-            parts.append((one_hot * taken[..., piece, None]).mean(-2))
-            start += count
-        return torch.cat(parts, dim=-1)
+        place = torch.where(actions < 0, self.size, actions + self._first)  # those that are none count in a place of their own
+        counts = torch.zeros((*actions.shape[:-1], self.size + 1), device=actions.device)
+        counts = counts.scatter_add(-1, place, torch.ones_like(place, dtype=torch.float32))
+        return counts[..., :-1] / self._branches
 
 
 class BranchHeads(nn.Module):
