@@ -237,7 +237,8 @@ class BranchHeads(nn.Module):
                 out = self._member_scores(head, hidden.flatten(0, -2), entities[head.entity]).unflatten(0, hidden.shape[:-1])
             else:
                 out = self.outputs[head.name](hidden).unflatten(-1, (head.count, head.choices))
-            scores.append(F.pad(out, (0, self._max_choices - head.choices)))
+            missing = self._max_choices - head.choices
+            scores.append(F.pad(out, (0, missing)) if missing else out)
         return torch.cat(scores, dim=-2), self.value(hidden).squeeze(-1)
 
     def _member_scores(self, head: ActionHead, rows: Tensor, members: Members) -> Tensor:

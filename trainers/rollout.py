@@ -39,6 +39,10 @@ from trainers.episode_sums import EpisodeSums, metrics_of, ratio
 
 JointEpisodes = dict[str, Tensor]
 
+# Where there is a seed RLlib puts torch in its deterministic mode, which also fills every new tensor with NaN: some 5 % of an
+# update's time, and no result depends on it.
+torch.utils.deterministic.fill_uninitialized_memory = False
+
 
 class EpisodeRecorder:
     """Collects the steps of E parallel episodes into joint rows `[E, T, …]` (names and shapes: `models.team_module`)."""
