@@ -116,7 +116,8 @@ class ObservationEncoder(nn.Module):
         super().__init__()
         self.every_place = False
         pieces = list(ObservationPacker(spec).slices.values())
-        self._plain = [piece for piece in pieces if piece.field.entity is None]
+        plain = [piece for piece in pieces if piece.field.entity is None]
+        self._plain = _merged(plain)
         self._entities: dict[str, list[_Slice]] = {}
         for piece in pieces:
             if piece.field.entity is not None:
@@ -126,7 +127,7 @@ class ObservationEncoder(nn.Module):
         self.entity_networks = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(size, entity_hidden), nn.ReLU()) for name, size in sizes.items()}
         )
-        plain_size = sum(_inputs(piece.field, piece.field.shape) for piece in self._plain)
+        plain_size = sum(_inputs(piece.field, piece.field.shape) for piece in plain)
         self.plain_standard = Standardiser(plain_size)
         self.network = nn.Sequential(nn.Linear(plain_size + 2 * entity_hidden * len(self._entities), hidden), nn.ReLU())
 
@@ -168,6 +169,18 @@ class ObservationEncoder(nn.Module):
         place = exists.nonzero().squeeze(-1) if pick else torch.arange(len(exists), device=rows.device)
         inputs = [_expand(piece.field, value[place]) for piece, value in zip(pieces, values, strict=True)]
         return place, exists[place].to(torch.float32).unsqueeze(-1), torch.cat(inputs, dim=-1)
+
+
+def _merged(pieces: list[_Slice]) -> list[_Slice]:
+    """The same places of the vector in fewer slices: neighbours are read at once where they are numbers, not categories."""
+    merged: list[_Slice] = []
+    for piece in pieces:
+        before = merged[-1] if merged else None
+        if before and before.stop == piece.start and "category" not in (before.field.scale, piece.field.scale):
+            merged[-1] = _Slice(before.field, before.start, piece.stop)
+        else:
+            merged.append(piece)
+    return merged
 
 
 def _inputs(field: Field, shape: tuple[int, ...]) -> int:
