@@ -1,7 +1,8 @@
 """From the agents' values to the team's: VDN, QMIX and QPLEX.
 
 All mixers read, for a batch of any leading shape, the chosen values `[..., N]`, the greedy (maximal) values `[..., N]`, the
-global state `[..., S]` and the encoded actions `[..., N, A]`, and return `[...]`.
+global state `[..., S]` and the encoded actions `[..., N, A]`, and return `[...]`. Mixers without `duels` look neither at the
+greedy values nor at the actions; both may then be None.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ MixerName = Literal["vdn", "qmix", "qplex"]
 class VDNMixer(nn.Module):
     """The sum (Sunehag et al. 2017, eq. 3)."""
 
-    def forward(self, chosen: Tensor, greedy: Tensor, state: Tensor, actions: Tensor) -> Tensor:
+    duels = False
+
+    def forward(self, chosen: Tensor, greedy: Tensor | None, state: Tensor, actions: Tensor | None) -> Tensor:
         return chosen.sum(-1)
 
 
 class QMIXMixer(nn.Module):
     """Monotonic mixing by state-conditioned non-negative weights (Rashid et al. 2018, Sec. 4.1)."""
+
+    duels = False
 
     def __init__(self, num_agents: int, state_size: int, embedding: int, hidden: int) -> None:
         super().__init__()
@@ -33,7 +38,7 @@ class QMIXMixer(nn.Module):
         self.second_weight = nn.Sequential(nn.Linear(state_size, hidden), nn.ReLU(), nn.Linear(hidden, embedding))
         self.second_bias = nn.Sequential(nn.Linear(state_size, embedding), nn.ReLU(), nn.Linear(embedding, 1))
 
-    def forward(self, chosen: Tensor, greedy: Tensor, state: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, chosen: Tensor, greedy: Tensor | None, state: Tensor, actions: Tensor | None) -> Tensor:
         first = self.first_weight(state).abs().unflatten(-1, self._shape)
         mixed = F.elu(torch.einsum("...n,...nd->...d", chosen, first) + self.first_bias(state))
         return (mixed * self.second_weight(state).abs()).sum(-1) + self.second_bias(state).squeeze(-1)
@@ -45,6 +50,8 @@ class QPLEXMixer(nn.Module):
     The weight of an advantage depends on state and joint action and is a sum over attention kernels. As in the authors' own
     setting the advantage is detached and enters with weight minus one, since the plain sum already holds it once.
     """
+
+    duels = True
 
     def __init__(self, num_agents: int, state_size: int, action_size: int, hidden: int, kernels: int = 4) -> None:
         super().__init__()

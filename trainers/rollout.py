@@ -41,7 +41,7 @@ JointEpisodes = dict[str, Tensor]
 
 # Where there is a seed RLlib puts torch in its deterministic mode, which also fills every new tensor with NaN: some 5 % of an
 # update's time, and no result depends on it.
-torch.utils.deterministic.fill_uninitialized_memory = False
+torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 class EpisodeRecorder:

@@ -147,18 +147,21 @@ class ValueModule(TeamModule):
         online = self.network(batch[OBSERVATION], previous, self.network.initial_state(len(actions)), noise)
         chosen = branch_value(online, F.pad(actions, (0, 0, 0, 0, 0, 1)), decides, alive)[:, :-1]
         greedy_actions = masked_argmax(online.scores.detach(), mask)
-        greedy = branch_value(online, greedy_actions, decides, alive)[:, :-1]
-        encode = self.network.action_encoder
-        joint = self.mixer(chosen, greedy, state[:, :-1], encode(actions))
+        greedy = encoded = None
+        if self.mixer.duels:
+            greedy = branch_value(online, greedy_actions, decides, alive)[:, :-1]
+            encoded = self.network.action_encoder(actions)
+        joint = self.mixer(chosen, greedy, state[:, :-1], encoded)
 
         with torch.no_grad():
             target = self.target_network(batch[OBSERVATION], previous, self.network.initial_state(len(actions)), noise)
-            best = masked_argmax(target.scores, mask)
             if not settings.double_q:
-                greedy_actions = best
+                greedy_actions = masked_argmax(target.scores, mask)
             picked = branch_value(target, greedy_actions, decides, alive)
-            best_value = branch_value(target, best, decides, alive)
-            next_joint = self.target_mixer(picked, best_value, state, encode(greedy_actions))[:, 1:]
+            if self.mixer.duels:
+                greedy = branch_value(target, masked_argmax(target.scores, mask), decides, alive)
+                encoded = self.network.action_encoder(greedy_actions)
+            next_joint = self.target_mixer(picked, greedy, state, encoded)[:, 1:]
             targets = td_lambda_targets(
                 batch[REWARD], batch[TERMINATED], batch[FILLED], next_joint, settings.gamma, settings.td_lambda
             )
