@@ -126,8 +126,8 @@ class ValueModule(TeamModule):
         actions = masked_argmax(out.scores.squeeze(1), action_mask)
         if explore:
             dice = torch.rand(actions.shape, generator=generator, device=packed.device)
-            explores = dice < self.settings.epsilon(env_steps)
-            actions = torch.where(explores, random_actions(action_mask, generator), actions)
+            explores = (dice < self.settings.epsilon(env_steps)) & (action_mask.sum(-1, dtype=torch.int16) > 1)
+            actions[explores] = random_actions(action_mask[explores], generator)
         return actions, {"hidden": out.hidden, "previous_actions": actions}, {}
 
     def _noise(self, packed: Tensor, explore: bool, generator: torch.Generator | None) -> Tensor | None:
