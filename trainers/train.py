@@ -117,7 +117,7 @@ def loop(config: RunConfig, folder: Path, algorithm: TeamAlgorithm, report: Repo
 def flatten(result: dict[str, Any], env_steps: int) -> dict[str, float]:
     """One flat record of an iteration: sampled episodes (`*_mean`), the learner's figures, and the evaluation's, if any."""
     record: dict[str, float] = {"iteration": result["training_iteration"], "env_steps": env_steps}
-    for name, value in result["env_runners"].items():
+    for name, value in result.get("env_runners", {}).items():  # empty where every runner died
         if name.endswith("_mean"):
             record["return_mean" if name == "episode_return_mean" else name] = value
     for name, value in result.get("learners", {}).get("default_policy", {}).get(FIGURES, {}).items():
