@@ -36,6 +36,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lr: float = Field(5e-4, gt=0, description="Adam's learning rate")
+    lr_end: float | None = Field(None, gt=0, description="learning rate after lr_steps; null: lr stays as it is")
+    lr_steps: int = Field(120_000, ge=1, description="environment steps over which the rate falls linearly to lr_end")
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
     gradient_clip: float = Field(10.0, gt=0, description="largest global norm of the gradient")
 
@@ -70,7 +72,8 @@ class TeamAlgorithmConfig(AlgorithmConfig):
         self.spec = spec
         self.network = network
         self.environment("edgeflock/team", env_config={"scenario": scenario, "device": device})
-        self.training(lr=settings.lr, gamma=settings.gamma, grad_clip=settings.gradient_clip, grad_clip_by="global_norm")
+        lr = settings.lr if settings.lr_end is None else [[0, settings.lr], [settings.lr_steps, settings.lr_end]]
+        self.training(lr=lr, gamma=settings.gamma, grad_clip=settings.gradient_clip, grad_clip_by="global_norm")
         return self
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
