@@ -206,11 +206,12 @@ def traces() -> None:
 
 @traces.command("show")
 @click.argument("path", type=click.Path(path_type=Path))
-def traces_show(path: Path) -> None:
+@click.option("--crop/--no-crop", default=True, show_default=True, help="Keep only what lies in Xicheng (T-Drive files).")
+def traces_show(path: Path, crop: bool) -> None:
     """What the loader keeps of PATH, what it drops, and why."""
-    from envs.vehicular.traces import load_trace
+    from envs.vehicular.traces import XICHENG, load_trace
 
-    console.print(str(load_trace(path)[1]), highlight=False)
+    console.print(str(load_trace(path, bounding_box=XICHENG if crop else None)[1]), highlight=False)
 
 
 @traces.command("sumo")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from envs.registry import Scenario
+from envs.vehicular.trace_data import XICHENG, BoundingBox
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -26,6 +27,9 @@ class VehicularScenario(Scenario):
     num_edges: int = Field(6, ge=1, le=64)
     area_m: tuple[Positive, Positive] = Field((3_600.0, 2_400.0), description="width and height of the synthetic city")
     traces: str | None = Field(None, description="T-Drive folder or file, or SUMO FCD file; None is the synthetic city")
+    trace_box: BoundingBox | None = Field(
+        XICHENG, description="degrees that T-Drive points are cropped to; None keeps all. SUMO's are never cropped"
+    )
     trace_seed: int = Field(0, ge=0, description="synthetic city: streets and trips")
     trace_first_slot: int = Field(0, ge=0, description="files: slots to skip")
     trace_slots: int = Field(240, ge=1, le=100_000, description="slots to simulate or to read; episodes are windows of them")

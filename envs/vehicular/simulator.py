@@ -39,7 +39,7 @@ def place(scenario: VehicularScenario) -> tuple[Trace, Tensor, TraceReport | Non
     """
     s = scenario
     if s.traces is not None:
-        trace, report = load_trace(s.traces, s.slot_s, first_slot=s.trace_first_slot, num_slots=s.trace_slots)
+        trace, report = load_trace(s.traces, s.slot_s, s.trace_box, s.trace_first_slot, s.trace_slots)
         return trace, edge_positions(trace, s.num_edges), report
     vehicles = s.trace_vehicles or 2 * s.num_vehicles
     trace = synthetic_trace(vehicles, max(s.trace_slots, s.horizon_slots), s.area_m, s.trace_seed, s.slot_s)
@@ -212,7 +212,7 @@ class VehicularSimulator(TeamSimulator):
         )
 
     def _own_answers(self, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Number, score and latency above the limit of what vehicles answer by themselves: `[E, M+1]` by edge, outside all last.
+        """Number, score and latency above the limit of what vehicles answer by themselves: `[E, M+1]` by edge, outside last.
 
         Scores and seconds are fixed-point sums (`sums.py`).
         """

@@ -1,5 +1,7 @@
 """The vehicular simulator as a whole."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -292,6 +294,6 @@ def test_logs_for_the_next_fine_tuning_are_shown_until_it():
         result = sim.step(random_actions(result.action_mask))
         seen.append(result.observation["logged_importance"][:, 0].sum(1))
     assert bool((seen[0] == 0).all())
-    assert all(bool((later >= earlier).all()) for earlier, later in zip(seen[:3], seen[1:4], strict=True))
+    assert all(bool((later >= earlier).all()) for earlier, later in itertools.pairwise(seen[:4]))
     assert bool((seen[3] > 0).all())
     assert bool((seen[4] == 0).all())  # used up by the fine-tuning after slot 4
