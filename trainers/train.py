@@ -83,7 +83,7 @@ def build_algorithm(config: RunConfig, spec: TeamSpec) -> TeamAlgorithm:
     rllib = (
         find_algorithm(config.name)
         .config_class()()
-        .team(config.scenario, spec, config.network, config.algorithm, training.device)
+        .team(config.scenario, spec, config.network, config.algorithm, training.env_steps, training.device)
         .env_runners(num_env_runners=training.runners, num_envs_per_env_runner=training.num_envs)
         .learners(num_learners=training.learners, num_gpus_per_learner=training.learner_gpus)
         .evaluation(evaluation_interval=training.evaluation_interval)

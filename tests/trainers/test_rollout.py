@@ -150,7 +150,7 @@ def runner_of(seed: int = 0, worker: int = 1, scenario: str = "games/two-step", 
     spec = make_simulator(built).spec
     config = (
         ValueDecompositionConfig()
-        .team(built, spec, NETWORK, ValueSettings(epsilon_start=0.5, epsilon_steps=100))
+        .team(built, spec, NETWORK, ValueSettings(epsilon_start=0.5, epsilon_steps=100), env_steps=1000)
         .env_runners(num_envs_per_env_runner=3)
         .debugging(seed=seed, log_level="ERROR")
     )

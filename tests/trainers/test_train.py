@@ -18,7 +18,7 @@ from trainers.config import RunConfig
 SMALL = [
     *("--scenario", "vehicular/v50-e6", "--num-envs", "4", "--set", "scenario.num_vehicles=12"),
     *("--set", "algorithm.batch_episodes=4", "--set", "algorithm.learning_starts=4", "--set", "algorithm.updates=2"),
-    *("--set", "algorithm.lr_end=1e-5", "--set", "algorithm.lr_steps=1500"),
+    *("--set", "algorithm.lr_end=1e-5"),
     *("--set", "algorithm.replay_capacity=16", "--set", "training.checkpoint_interval=2"),
     *("--set", "training.evaluation_interval=3", "--set", "training.evaluation_episodes=4", "--json"),
 ]

@@ -206,7 +206,7 @@ def learner_of(**changes):
     """A learner with fresh weights."""
     config = (
         ValueDecompositionConfig()
-        .team(make_scenario("games/two-step"), SPEC, NETWORK, ValueSettings(**changes))
+        .team(make_scenario("games/two-step"), SPEC, NETWORK, ValueSettings(**changes), env_steps=1000)
         .debugging(seed=5, log_level="ERROR")
     )
     return config.build_learner(spaces={DEFAULT_MODULE_ID: TeamEnvRunner.spaces_of(SPEC)})

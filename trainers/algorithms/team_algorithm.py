@@ -36,8 +36,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lr: float = Field(5e-4, gt=0, description="Adam's learning rate")
-    lr_end: float | None = Field(None, gt=0, description="learning rate after lr_steps; null: lr stays as it is")
-    lr_steps: int = Field(120_000, ge=1, description="environment steps over which the rate falls linearly to lr_end")
+    lr_end: float | None = Field(None, gt=0, description="the rate falls linearly to this at the end; null: it stays as it is")
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
     gradient_clip: float = Field(10.0, gt=0, description="largest global norm of the gradient")
 
@@ -60,19 +59,26 @@ class TeamAlgorithmConfig(AlgorithmConfig):
         self.fault_tolerance(restart_failed_env_runners=True)
 
     def team(
-        self: Config, scenario: Scenario, spec: TeamSpec, network: NetworkConfig, settings: Settings, device: str = "cpu"
+        self: Config,
+        scenario: Scenario,
+        spec: TeamSpec,
+        network: NetworkConfig,
+        settings: Settings,
+        env_steps: int,
+        device: str = "cpu",
     ) -> Config:
         """Sets problem, network and the algorithm's settings.
 
         Args:
             spec: The scenario's, as its simulator states it.
+            env_steps: Length of the training, for schedules.
             device: Where the runners simulate.
         """
         self.settings = settings
         self.spec = spec
         self.network = network
         self.environment("edgeflock/team", env_config={"scenario": scenario, "device": device})
-        lr = settings.lr if settings.lr_end is None else [[0, settings.lr], [settings.lr_steps, settings.lr_end]]
+        lr = settings.lr if settings.lr_end is None else [[0, settings.lr], [env_steps, settings.lr_end]]
         self.training(lr=lr, gamma=settings.gamma, grad_clip=settings.gradient_clip, grad_clip_by="global_norm")
         return self
 
