@@ -27,6 +27,11 @@ class EpisodeReplay:
         self._next = 0
         self._columns: dict[str, Tensor] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes when full (0 before the first episodes)."""
+        return sum(column.nbytes for column in self._columns.values())
+
     def add(self, rows: dict[str, Tensor], max_steps: int) -> None:
         """Stores joint rows `[B, T or T + 1, …]` whose episodes may be shorter than `max_steps`."""
         steps = rows[FILLED].shape[1]
