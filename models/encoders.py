@@ -61,12 +61,14 @@ class Members:
         capacity: Members that a row has room for.
         weight: `[M]` float32, 1 for members that exist.
         vectors: `[M, entity_hidden]`, 0 for members that do not exist.
+        picked: Whether only members that exist are in the list, so that all weights are 1.
     """
 
     place: Tensor
     capacity: int
     weight: Tensor
     vectors: Tensor
+    picked: bool
 
     @property
     def row(self) -> Tensor:
@@ -99,7 +101,7 @@ class Standardiser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., size]`, at most 8 deviations away from the mean."""
-        return ((x - self.shift) * self.scale).clamp(-8.0, 8.0)
+        return (x - self.shift).mul_(self.scale).clamp_(-8.0, 8.0)
 
 
 class ObservationEncoder(nn.Module):
@@ -138,11 +140,15 @@ class ObservationEncoder(nn.Module):
         entities = {}
         for name, pieces in self._entities.items():
             place, weight, values = self._member_inputs(pieces, rows)
-            vectors = self.entity_networks[name](self.entity_standards[name](values)) * weight
-            entities[name] = members = Members(place, pieces[0].field.shape[0], weight.squeeze(-1), vectors)
-            weighted = torch.cat([vectors, weight], dim=-1)
-            total = weighted.new_zeros(len(rows), weighted.shape[1]).index_add(0, members.row, weighted)
-            inputs += [total[:, :-1] / total[:, -1:].clamp(min=1.0), total[:, :-1] / members.capacity]
+            vectors = self.entity_networks[name](self.entity_standards[name](values))
+            picked = self._picks(rows)
+            if not picked:
+                vectors = vectors * weight.unsqueeze(-1)
+            entities[name] = members = Members(place, pieces[0].field.shape[0], weight, vectors, picked)
+            row = members.row
+            total = vectors.new_zeros(len(rows), vectors.shape[1]).index_add_(0, row, vectors)
+            count = weight.new_zeros(len(rows)).index_add_(0, row, weight)
+            inputs += [total / count.clamp(min=1.0).unsqueeze(-1), total / members.capacity]
         return self.network(torch.cat(inputs, dim=-1)).unflatten(0, packed.shape[:-1]), entities
 
     def fit(self, packed: Tensor) -> None:
@@ -151,24 +157,26 @@ class ObservationEncoder(nn.Module):
         self.plain_standard.fit(self._plain_inputs(rows))
         for name, pieces in self._entities.items():
             _, weight, values = self._member_inputs(pieces, rows)
-            cast(Standardiser, self.entity_standards[name]).fit(values[weight.squeeze(-1) > 0])
+            cast(Standardiser, self.entity_standards[name]).fit(values[weight > 0])
+
+    def _picks(self, rows: Tensor) -> bool:
+        return rows.device.type == "cpu" and not self.every_place
 
     def _plain_inputs(self, rows: Tensor) -> Tensor:
         parts = [_expand(piece.field, rows[:, piece.start : piece.stop]) for piece in self._plain]
         return torch.cat(parts, dim=-1) if parts else rows.new_zeros(len(rows), 0, dtype=torch.float32)
 
     def _member_inputs(self, pieces: list[_Slice], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Places `[M]`, weights `[M, 1]` and inputs `[M, inputs]` of one entity's members in packed `rows` `[rows, D]`."""
+        """Places `[M]`, weights `[M]` and inputs `[M, inputs]` of one entity's members in packed `rows` `[rows, D]`."""
         capacity = pieces[0].field.shape[0]
         values = [rows[:, piece.start : piece.stop].reshape(len(rows) * capacity, -1) for piece in pieces]
         exists = torch.ones(len(rows) * capacity, dtype=torch.bool, device=rows.device)
         for piece, value in zip(pieces, values, strict=True):
             if piece.field.scale == "category" and piece.field.low < 0:
                 exists = exists & (value >= 0).all(-1)
-        pick = rows.device.type == "cpu" and not self.every_place
-        place = exists.nonzero().squeeze(-1) if pick else torch.arange(len(exists), device=rows.device)
+        place = exists.nonzero().squeeze(-1) if self._picks(rows) else torch.arange(len(exists), device=rows.device)
         inputs = [_expand(piece.field, value[place]) for piece, value in zip(pieces, values, strict=True)]
-        return place, exists[place].to(torch.float32).unsqueeze(-1), torch.cat(inputs, dim=-1)
+        return place, exists[place].to(torch.float32), torch.cat(inputs, dim=-1)
 
 
 def _merged(pieces: list[_Slice]) -> list[_Slice]:
@@ -217,6 +225,40 @@ class ActionEncoder(nn.Module):
         return counts[..., :-1] / self._branches
 
 
+@dataclass
+class BranchScores:
+    """The scores of all branches in one list, which leaves out the branches of members that are not in the list of `Members`.
+
+    Attributes:
+        place: `[P]` int64, their places in the flattened `[rows * H]`, where a row is one agent at one step.
+        values: `[P, C]`, 0 for choices beyond a branch and for members that do not exist.
+        shape: `(..., H)`, of all branches.
+    """
+
+    place: Tensor
+    values: Tensor
+    shape: tuple[int, ...]
+
+    def dense(self) -> Tensor:
+        """`[..., H, C]`, 0 for branches that are not in the list."""
+        everywhere = self.values.new_zeros(math.prod(self.shape), self.values.shape[-1])
+        return everywhere.index_copy_(0, self.place, self.values).unflatten(0, self.shape)
+
+    def listed(self, x: Tensor) -> Tensor:
+        """What `[..., H]` or `[..., H, C]` says of the branches in the list: `[P]` or `[P, C]`."""
+        return x.flatten(0, len(self.shape) - 1).index_select(0, self.place)
+
+    def spread(self, listed: Tensor, elsewhere: Tensor) -> Tensor:
+        """`[P]` and, for the other branches, `[..., H]` to `[..., H]`."""
+        return elsewhere.flatten().index_copy(0, self.place, listed).view(self.shape)
+
+    def totals(self, choices: Tensor, counts: Tensor) -> Tensor:
+        """Sums over the branches, `[...]`, of the scores of the `choices` `[P]` where it `counts` `[P]`."""
+        scores = self.values.gather(-1, choices.unsqueeze(-1)).squeeze(-1) * counts
+        rows = scores.new_zeros(math.prod(self.shape[:-1])).index_add_(0, self.place // self.shape[-1], scores)
+        return rows.view(self.shape[:-1])
+
+
 class BranchHeads(nn.Module):
     """A score for every choice of every branch (Tavakoli et al. 2018: one branch per action dimension), and a value.
 
@@ -226,6 +268,7 @@ class BranchHeads(nn.Module):
     def __init__(self, spec: TeamSpec, hidden: int, entity_hidden: int) -> None:
         super().__init__()
         self._heads = spec.heads
+        self._branches = spec.num_branches
         self._max_choices = spec.max_choices
         self.agent_layers = nn.ModuleDict()
         self.entity_layers = nn.ModuleDict()
@@ -244,19 +287,31 @@ class BranchHeads(nn.Module):
 
         Scores are 0 for choices beyond a branch and for branches of members that do not exist.
         """
-        scores = []
+        branches, value = self.listed(hidden, entities)
+        return branches.dense(), value
+
+    def listed(self, hidden: Tensor, entities: dict[str, Members]) -> tuple[BranchScores, Tensor]:
+        """As `forward`, with the scores in a list."""
+        rows = hidden.flatten(0, -2)
+        first = torch.arange(0, len(rows) * self._branches, self._branches, device=rows.device)
+        places, values, start = [], [], 0
         for head in self._heads:
             if head.entity:
-                out = self._member_scores(head, hidden.flatten(0, -2), entities[head.entity]).unflatten(0, hidden.shape[:-1])
+                members = entities[head.entity]
+                places.append(members.place + members.row * (self._branches - members.capacity) + start)
+                scores = self._member_scores(head, rows, members)
             else:
-                out = self.outputs[head.name](hidden).unflatten(-1, (head.count, head.choices))
+                places.append((first[:, None] + torch.arange(start, start + head.count, device=rows.device)).flatten())
+                scores = self.outputs[head.name](rows).view(-1, head.choices)
             missing = self._max_choices - head.choices
-            scores.append(F.pad(out, (0, missing)) if missing else out)
-        return torch.cat(scores, dim=-2), self.value(hidden).squeeze(-1)
+            values.append(F.pad(scores, (0, missing)) if missing else scores)
+            start += head.count
+        shape = (*hidden.shape[:-1], self._branches)
+        return BranchScores(torch.cat(places), torch.cat(values), shape), self.value(hidden).squeeze(-1)
 
     def _member_scores(self, head: ActionHead, rows: Tensor, members: Members) -> Tensor:
-        """`[rows, hidden]` to `[rows, capacity, choices]`."""
-        mixed = self.agent_layers[head.name](rows)[members.row] + self.entity_layers[head.name](members.vectors)
-        out = self.outputs[head.name](F.relu(mixed)) * members.weight.unsqueeze(-1)
-        everywhere = out.new_zeros(len(rows) * members.capacity, head.choices)
-        return everywhere.index_copy(0, members.place, out).unflatten(0, (len(rows), members.capacity))
+        """`[rows, hidden]` to `[M, choices]`."""
+        mixed = self.agent_layers[head.name](rows).index_select(0, members.row)
+        mixed = mixed.add_(self.entity_layers[head.name](members.vectors)).relu_()
+        scores = self.outputs[head.name](mixed)
+        return scores if members.picked else scores * members.weight.unsqueeze(-1)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from envs.team import TeamSpec
-from models.encoders import ActionEncoder, BranchHeads, Members, ObservationEncoder
+from models.encoders import ActionEncoder, BranchHeads, BranchScores, Members, ObservationEncoder
 from models.intent import EnvironmentAttention, IntentEncoder, MessageAttention, Topology, topology_matrix
 
 
@@ -44,18 +44,23 @@ class NetworkOutput:
     """What the network computes for `[B, T, n]` agents and steps.
 
     Attributes:
-        scores: `[B, T, n, H, C]`, one per choice: Q-values or logits, 0 where the choice does not exist.
+        branches: One score per choice of every branch (`[B, T, n, H]` branches): Q-values or logits.
         value: `[B, T, n]`.
         hidden: `[B, n, hidden]`, the GRU's state after the last step.
         intent, intent_mean, intent_deviation: `[B, T, n, G]`, or None.
     """
 
-    scores: Tensor
+    branches: BranchScores
     value: Tensor
     hidden: Tensor
     intent: Tensor | None = None
     intent_mean: Tensor | None = None
     intent_deviation: Tensor | None = None
+
+    @property
+    def scores(self) -> Tensor:
+        """`[B, T, n, H, C]`, 0 where the choice does not exist. Made at every call; `branches` is smaller."""
+        return self.branches.dense()
 
 
 @dataclass
@@ -148,13 +153,17 @@ class TeamNetwork(nn.Module):
             heard: `[..., k, G]`, the intents sent to them.
             hears: `[n, k]` or `[..., n, k]` bool.
         """
+        return self.heads(self._informed(hidden, intent, heard, hears), entities)
+
+    def _informed(self, hidden: Tensor, intent: Tensor | None, heard: Tensor | None, hears: Tensor | None) -> Tensor:
+        """Hidden states `[..., n, hidden]` that the heads read (arguments: `decide`)."""
         if self.intent_config is not None and intent is not None:
             if self.intent_config.message_attention and heard is not None and hears is not None:
                 intent = self.message_attention(intent, heard, hears)
             if self.intent_config.environment_attention:
                 hidden = hidden + self.environment_attention(intent, hidden)
             hidden = torch.relu(self.merge(torch.cat([hidden, intent], dim=-1)))
-        return self.heads(hidden, entities)
+        return hidden
 
     def forward(
         self,
@@ -175,8 +184,8 @@ class TeamNetwork(nn.Module):
         intent = seen.mean
         if intent is not None and noise is not None and seen.deviation is not None:
             intent = intent + seen.deviation * noise
-        scores, value = self.decide(seen.hidden, seen.entities, intent, intent, self.hears)
-        return NetworkOutput(scores, value, seen.last_hidden, intent, seen.mean, seen.deviation)
+        branches, value = self.heads.listed(self._informed(seen.hidden, intent, intent, self.hears), seen.entities)
+        return NetworkOutput(branches, value, seen.last_hidden, intent, seen.mean, seen.deviation)
 
 
 def masked_argmax(scores: Tensor, action_mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from envs.registry import make_scenario
 from envs.team import ActionHead, Field, TeamSpec
+from models.encoders import BranchScores
 from models.team_module import ACTION_MASK, ACTIONS, ALIVE, FILLED, OBSERVATION, REWARD, STATE, TERMINATED
 from models.team_network import IntentConfig, NetworkConfig, NetworkOutput
 from trainers.algorithms.value_decomposition import (
@@ -120,13 +121,14 @@ def test_equal_rewards_become_0():
 
 
 def test_an_agents_value_is_its_value_and_the_scores_of_the_branches_that_decide():
-    scores = torch.tensor([[[1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [100.0, 200.0, 0.0]]] * 2)[None, None]  # [1, 1, 2, 3, 3]
-    out = NetworkOutput(scores, value=torch.tensor([[[0.5, 0.25]]]), hidden=torch.zeros(0))
-    actions = torch.tensor([[[[2, 0, 1], [1, 1, 0]]]])
-    decides = torch.tensor([[[[True, True, True], [True, False, True]]]])
+    scores = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [100.0, 200.0, 0.0]] * 2)
+    branches = BranchScores(torch.arange(6), scores, shape=(1, 1, 2, 3))
+    out = NetworkOutput(branches, value=torch.tensor([[[0.5, 0.25]]]), hidden=torch.zeros(0))
+    choices = torch.tensor([2, 0, 1, 1, 1, 0])
+    decides = torch.tensor([True, True, True, True, False, True])
     # 0.5 + 3 + 10 + 200, and 0.25 + 2 + 100 (the second branch has one legal choice)
-    assert branch_value(out, actions, decides, torch.tensor([[[True, True]]])).tolist() == [[[213.5, 102.25]]]
-    assert branch_value(out, actions, decides, torch.tensor([[[True, False]]])).tolist() == [[[213.5, 0.0]]]
+    assert branch_value(out, choices, decides, torch.tensor([[[True, True]]])).tolist() == [[[213.5, 102.25]]]
+    assert branch_value(out, choices, decides, torch.tensor([[[True, False]]])).tolist() == [[[213.5, 0.0]]]
 
 
 # ----------------------------------------------------------------------------------------------------------- exploration

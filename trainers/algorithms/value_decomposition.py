@@ -140,27 +140,30 @@ class ValueModule(TeamModule):
         """Joint values `[B, T]`, their targets `[B, T]`, and the regularisers of the intents `[B, T]`."""
         settings = self.settings
         actions = batch[ACTIONS].to(torch.int64)
-        mask, state, alive = batch[ACTION_MASK], self.state_standard(batch[STATE]), batch[ALIVE]
-        decides = mask.sum(-1, dtype=torch.int16) > 1
+        state, alive = self.state_standard(batch[STATE]), batch[ALIVE]
         previous = F.pad(actions, (0, 0, 0, 0, 1, 0), value=-1)
         noise = self._training_noise(previous)
         online = self.network(batch[OBSERVATION], previous, self.network.initial_state(len(actions)), noise)
-        chosen = branch_value(online, F.pad(actions, (0, 0, 0, 0, 0, 1)), decides, alive)[:, :-1]
-        greedy_actions = masked_argmax(online.scores.detach(), mask)
+        branches = online.branches
+        mask = branches.listed(batch[ACTION_MASK])
+        decides = mask.sum(-1, dtype=torch.int16) > 1
+        chosen = branch_value(online, branches.listed(F.pad(actions, (0, 0, 0, 0, 0, 1))), decides, alive)[:, :-1]
+        best = masked_argmax(branches.values.detach(), mask)
         greedy = encoded = None
         if self.mixer.duels:
-            greedy = branch_value(online, greedy_actions, decides, alive)[:, :-1]
+            greedy = branch_value(online, best, decides, alive)[:, :-1]
             encoded = self.network.action_encoder(actions)
         joint = self.mixer(chosen, greedy, state[:, :-1], encoded)
 
         with torch.no_grad():
             target = self.target_network(batch[OBSERVATION], previous, self.network.initial_state(len(actions)), noise)
             if not settings.double_q:
-                greedy_actions = masked_argmax(target.scores, mask)
-            picked = branch_value(target, greedy_actions, decides, alive)
+                best = masked_argmax(target.branches.values, mask)
+            picked = branch_value(target, best, decides, alive)
             if self.mixer.duels:
-                greedy = branch_value(target, masked_argmax(target.scores, mask), decides, alive)
-                encoded = self.network.action_encoder(greedy_actions)
+                greedy = branch_value(target, masked_argmax(target.branches.values, mask), decides, alive)
+                first_legal = batch[ACTION_MASK].to(torch.uint8).argmax(-1)
+                encoded = self.network.action_encoder(branches.spread(best, first_legal))
             next_joint = self.target_mixer(picked, greedy, state, encoded)[:, 1:]
             targets = td_lambda_targets(
                 batch[REWARD], batch[TERMINATED], batch[FILLED], next_joint, settings.gamma, settings.td_lambda
@@ -182,19 +185,18 @@ class ValueModule(TeamModule):
         return {"entropy_loss": entropy.mean(-1)[:, :-1], "continuity_loss": continuity.mean(-1)[:, :-1]}
 
 
-def branch_value(out: NetworkOutput, actions: Tensor, decides: Tensor, alive: Tensor) -> Tensor:
+def branch_value(out: NetworkOutput, choices: Tensor, decides: Tensor, alive: Tensor) -> Tensor:
     """The agents' values of their joint branch choices, `[B, T, N]`.
 
     Branches with a single legal choice decide nothing and count 0, as do agents that have left the episode.
 
     Args:
-        out: Scores `[B, T, N, H, C]` and values `[B, T, N]`.
-        actions: `[B, T, N, H]`.
-        decides: `[B, T, N, H]` bool, more than one choice is legal.
+        out: Of `[B, T, N]` agents and steps, with P branches in its list.
+        choices: `[P]`.
+        decides: `[P]` bool, more than one choice is legal.
         alive: `[B, T, N]`.
     """
-    scores = out.scores.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    return (out.value + (scores * decides).sum(-1)) * alive
+    return (out.value + out.branches.totals(choices, decides)) * alive
 
 
 def td_lambda_targets(
