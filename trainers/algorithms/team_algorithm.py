@@ -21,6 +21,8 @@ from models.team_module import TeamModule
 from models.team_network import NetworkConfig
 from trainers.rollout import JointEpisodes, TeamEnvRunner
 
+logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # its notices to itself on the new API stack
+
 EVALUATION_SEED = 20_260_000
 """Run seed of the episodes that training-time evaluation plays: the same ones for every training."""
 
@@ -165,7 +167,6 @@ class _SampleWithMetrics:
 
 
 def initialise_ray(runners: int) -> None:
-    """A local Ray if none runs (RLlib's learner wants one even in one process), and RLlib's notices to itself turned off."""
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    """A local Ray if none runs (RLlib's learner wants one even in one process)."""
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=max(2, runners + 1))
