@@ -20,7 +20,8 @@ from trainers.comparison import (
     read_results,
     write_whole,
 )
-from trainers.evaluate import RETURN, EpisodeResults
+from trainers.episode_sums import RETURN
+from trainers.evaluate import EpisodeResults
 from trainers.statistics import Interval, Resampling
 
 METRICS = {

@@ -14,7 +14,8 @@ from matplotlib.text import Text
 from envs.errors import InputError
 from envs.team import Metric
 from trainers.comparison import compare
-from trainers.evaluate import RETURN, EpisodeResults
+from trainers.episode_sums import RETURN
+from trainers.evaluate import EpisodeResults
 from trainers.figures import (
     PALETTE,
     LearningCurves,

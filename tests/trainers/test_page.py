@@ -8,7 +8,8 @@ import pytest
 
 from envs.team import Metric
 from trainers.comparison import compare, format_interval
-from trainers.evaluate import RETURN, EpisodeResults
+from trainers.episode_sums import RETURN
+from trainers.evaluate import EpisodeResults
 from trainers.figures import LearningCurves
 from trainers.page import render_page, write_page
 from trainers.statistics import Resampling
