@@ -143,7 +143,10 @@ class ValueModule(TeamModule):
         state, alive = self.state_standard(batch[STATE]), batch[ALIVE]
         previous = F.pad(actions, (0, 0, 0, 0, 1, 0), value=-1)
         noise = self._training_noise(previous)
-        online = self.network(batch[OBSERVATION], previous, self.network.initial_state(len(actions)), noise)
+        start = self.network.initial_state(len(actions))
+        with torch.no_grad():  # before the other, which keeps what its gradient needs: fewer large tensors at once
+            target = self.target_network(batch[OBSERVATION], previous, start, noise)
+        online = self.network(batch[OBSERVATION], previous, start, noise)
         branches = online.branches
         mask = branches.listed(batch[ACTION_MASK])
         decides = mask.sum(-1, dtype=torch.int16) > 1
@@ -156,7 +159,6 @@ class ValueModule(TeamModule):
         joint = self.mixer(chosen, greedy, state[:, :-1], encoded)
 
         with torch.no_grad():
-            target = self.target_network(batch[OBSERVATION], previous, self.network.initial_state(len(actions)), noise)
             if not settings.double_q:
                 best = masked_argmax(target.branches.values, mask)
             picked = branch_value(target, best, decides, alive)
