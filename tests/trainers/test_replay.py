@@ -5,20 +5,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.team_module import FILLED, OBSERVATION, REWARD
+from models.team_module import ACTION_MASK, FILLED, OBSERVATION, REWARD
 from trainers.replay import EpisodeReplay
 
 MAX_STEPS = 5
 
 
 def episodes(numbers: list[int], lengths: list[int] | None = None) -> dict[str, torch.Tensor]:
-    """Joint rows, as long as the longest of them: the reward of episode n at step t is 100 n + t, its observation 1 more."""
+    """Joint rows, as long as the longest of them: the reward of episode n at step t is 100 n + t, its observation 1 more.
+
+    The masks are the reward's lowest 11 bits.
+    """
     lengths = lengths or [MAX_STEPS] * len(numbers)
     steps = torch.arange(max(lengths) + 1)
     values = 100 * torch.tensor(numbers)[:, None] + steps
     filled = steps[:-1] < torch.tensor(lengths)[:, None]
     return {
         OBSERVATION: (values + 1)[..., None].to(torch.float16),  # [B, T + 1, 1]
+        ACTION_MASK: ((values[..., None] >> torch.arange(11)) % 2 == 1).unflatten(-1, (1, 11)),  # [B, T + 1, 1, 11]
         REWARD: values[:, :-1].to(torch.float32) * filled,
         FILLED: filled,
     }
@@ -64,6 +68,7 @@ def test_rows_stay_whole():
     assert torch.equal(batch[OBSERVATION].float()[..., 0], (number + 1 + torch.arange(6)).half().float())
     assert {name: value.dtype for name, value in batch.items()} == {
         OBSERVATION: torch.float16,
+        ACTION_MASK: torch.bool,
         REWARD: torch.float32,
         FILLED: torch.bool,
     }
@@ -89,6 +94,7 @@ def test_a_short_episode_leaves_nothing_of_the_long_one_before_it():
     assert batch[FILLED].tolist() == [[True]]
     assert batch[REWARD].tolist() == [[400]]
     assert batch[OBSERVATION].flatten().tolist() == [401, 402]
+    assert (batch[ACTION_MASK] * 2 ** torch.arange(11)).sum(-1).flatten().tolist() == [400, 401]
 
 
 def test_samples_depend_on_seed_and_draw_only():
@@ -99,6 +105,15 @@ def test_samples_depend_on_seed_and_draw_only():
     assert equal(same.sample(16, 5), later)
     assert not equal(same.sample(16, 6), later)
     assert not equal(other.sample(16, 5), later)
+
+
+def test_masks_are_kept_as_bits():
+    replay = EpisodeReplay(4, seed=0)
+    rows = episodes([1, 2])
+    replay.add(rows, MAX_STEPS)
+    assert torch.equal(replay.sample(9, 0)[ACTION_MASK].unique(dim=0), rows[ACTION_MASK].unique(dim=0))
+    steps = 4 * (MAX_STEPS + 1)
+    assert replay.nbytes == steps * (2 + 2) + 4 * MAX_STEPS * (4 + 1)  # 11 bits in 2 bytes
 
 
 def test_a_sample_belongs_to_the_caller():
