@@ -35,7 +35,9 @@ class Field:
             with an infinite bound counts as unbounded: networks see it as it is, only clipped to +-`UNBOUNDED_CLIP`.
         unit: SI unit, `"1"` where there is none.
         scale: How a network should see it: `linear` in [low, high], `log` for quantities that span decades (log1p in units of
-            `low`, which must then be the smallest value that matters, above 0; the values may be 0), `category` as one-hot.
+            `low`, which must then be the smallest value that matters, above 0; the values may be 0), `category` as one-hot,
+            `adjacency` as the edges between the members of its entity (`[members, members]`, 1 where the column's member
+            depends on the row's).
         entity: Name of the set whose members the first dimension of `shape` counts (`"request"`), or `None`.
             Fields of one entity are encoded together, member by member. Where there are fewer members than places, the empty
             places come with category -1 (`low=-1`) and 0 in the other fields.
@@ -45,7 +47,7 @@ class Field:
     low: float
     high: float
     unit: str = "1"
-    scale: Literal["linear", "log", "category"] = "linear"
+    scale: Literal["linear", "log", "category", "adjacency"] = "linear"
     entity: str | None = None
     description: str = ""
 
@@ -71,6 +73,7 @@ class ActionHead:
 
     Attributes:
         entity: Where the branches belong one by one to the members of an entity (see `Field.entity`), its name.
+        members: Where a choice is a (member, option) pair of an entity, its name; the pairs are listed member by member.
         labels: A name for each choice (for people and for HTTP clients); empty means the numbers themselves.
     """
 
@@ -78,6 +81,7 @@ class ActionHead:
     choices: int
     count: int = 1
     entity: str | None = None
+    members: str | None = None
     labels: tuple[str, ...] = ()
 
 
@@ -129,6 +133,11 @@ class TeamSpec:
                     f"action head {head.name!r} has {head.count} branches for the entity {head.entity!r}, "
                     f"whose observation has {entities.get(head.entity)} members"
                 )
+            if head.members is not None and (head.count != 1 or head.choices % entities.get(head.members, head.choices + 1)):
+                raise ValueError(
+                    f"action head {head.name!r} has {head.count} branches of {head.choices} choices: expected one branch whose "
+                    f"choices are the same number for each of the {entities.get(head.members)} members of {head.members!r}"
+                )
 
     @property
     def num_agents(self) -> int:
@@ -168,6 +177,7 @@ class StepResult:
         terminated, truncated: `[E]` bool. Once either is True the row is finished: it idles, with reward 0, until reset.
         alive: `[E, N]` bool, False for agents that left the episode early; they have one legal choice (0) in each branch.
         metrics: Name to `[E]` float32, sums over this step (see `Metric`).
+        agent_reward: `[E, N]` float32, the parts of `reward` that belong to single agents, where a problem knows them.
     """
 
     observation: dict[str, Tensor]
@@ -178,6 +188,7 @@ class StepResult:
     truncated: Tensor
     alive: Tensor
     metrics: dict[str, Tensor]
+    agent_reward: Tensor | None = None
 
     @property
     def finished(self) -> Tensor:
