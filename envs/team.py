@@ -73,16 +73,16 @@ class ActionHead:
 
     Attributes:
         entity: Where the branches belong one by one to the members of an entity (see `Field.entity`), its name.
-        members: Where a choice is a (member, option) pair of an entity, its name; the pairs are listed member by member.
         labels: A name for each choice (for people and for HTTP clients); empty means the numbers themselves.
+        members: Where a choice is a (member, option) pair of an entity, its name; the pairs are listed member by member.
     """
 
     name: str
     choices: int
     count: int = 1
     entity: str | None = None
-    members: str | None = None
     labels: tuple[str, ...] = ()
+    members: str | None = None
 
 
 @dataclass(frozen=True)
