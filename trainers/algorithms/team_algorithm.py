@@ -169,4 +169,8 @@ class _SampleWithMetrics:
 def initialise_ray(runners: int) -> None:
     """A local Ray if none runs (RLlib's learner wants one even in one process)."""
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=max(2, runners + 1))
+        # Ray's workers are as nice as 15 by default: beside two busy processes a runner then takes minutes to start, and the
+        # trainer waits for it.
+        priority = {"worker_niceness": 0}
+        cpus = max(2, runners + 1)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=cpus, _system_config=priority)
