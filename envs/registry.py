@@ -48,6 +48,7 @@ class Problem:
 
 PROBLEMS: dict[str, Problem] = {
     "vehicular": Problem("envs.vehicular", "LLM service updating between edge servers and vehicles (IDMAC)"),
+    "dag": Problem("envs.dag", "offloading of LLM inference tasks made of dependent subtasks (UCB-COMA)"),
     "games": Problem("envs.games", "tiny cooperative games with known optimal values"),
 }
 PETTINGZOO_PREFIX = "pettingzoo:"
