@@ -64,12 +64,13 @@ class Shown:
     """Parts of what is shown that stay the same during an episode: fields of the observation, and of the state.
 
     Attributes:
-        state: `[E, I, J, X]` float32.
+        state: `[E, S]` float32, 0 from column `state_changes_at` on.
         quickest_edge: `[E, I, J, 1]` int64, the edge with the shortest service time of those that host the subtask.
     """
 
     fields: dict[str, Tensor]
     state: Tensor
+    state_changes_at: int
     quickest_edge: Tensor
 
 
@@ -121,7 +122,8 @@ class DagSimulator(TeamSimulator):
     def step(self, actions: Tensor) -> StepResult:
         episode, now, s = self._episode, self._progress, self.scenario
         chosen = actions.to(self.device)[:, :, 0]
-        subtask, location = chosen // s.num_locations, chosen % s.num_locations
+        subtask = chosen // s.num_locations
+        location = chosen - subtask * s.num_locations
         acting = (now.left > 0) & ~now.finished[:, None]
         blocked = _pick(now.blocked, subtask)
         usable = _pick(episode.allowed, chosen) & self._up.gather(1, location)
@@ -136,7 +138,7 @@ class DagSimulator(TeamSimulator):
         reward = on_grid(torch.where(legal, gain, loss.double() * acting))
 
         wait_s = torch.where(at < s.num_locations - 1, start_s - data_ready_s, 0.0)
-        done = self._accept(legal, chosen, start_s, end_s, place)
+        done = self._accept(legal, chosen, (subtask, location), start_s, end_s, place)
         self._step = min(self._step + 1, self.spec.max_steps)
         now.finished = (now.left == 0).all(1) | (self._step >= self.spec.max_steps)
         self._up = self._source.edges_up(episode.seeds, self._step)
@@ -180,10 +182,15 @@ class DagSimulator(TeamSimulator):
 
     # What follows from the choices
 
-    def _accept(self, legal: Tensor, chosen: Tensor, start_s: Tensor, end_s: Tensor, place: Tensor) -> Tensor:
-        """Writes the legal choices `[E, I]` down; returns which tasks `[E, I]` have left with them."""
-        episode, now, locations = self._episode, self._progress, self.scenario.num_locations
-        subtask, location = chosen // locations, chosen % locations
+    def _accept(
+        self, legal: Tensor, chosen: Tensor, pair: tuple[Tensor, Tensor], start_s: Tensor, end_s: Tensor, place: Tensor
+    ) -> Tensor:
+        """Writes the legal choices `[E, I]` down; returns which tasks `[E, I]` have left with them.
+
+        Args:
+            pair: The chosen subtasks and locations.
+        """
+        episode, now, (subtask, location) = self._episode, self._progress, pair
         _put(now.location, subtask, location, legal)
         _put(now.place, subtask, self._step * legal.shape[1] + place, legal)
         _put(now.start_s, subtask, start_s, legal)
@@ -200,8 +207,8 @@ class DagSimulator(TeamSimulator):
         bits = _pick(episode.output_bits, subtask)
         transfer_s = on_grid(bits[..., None] * self._seconds_per_bit[location])
         arrival_s = end_s[..., None] + transfer_s  # [E, I, L]
-        now.data_ready_s = torch.maximum(now.data_ready_s, needs[..., None] * arrival_s[:, :, None])
-        now.blocked = now.blocked - needs.float()
+        torch.maximum(now.data_ready_s, needs[..., None] * arrival_s[:, :, None], out=now.data_ready_s)
+        now.blocked -= needs
         _put(now.blocked, subtask, torch.ones_like(chosen, dtype=torch.float32), legal)
         return legal & (now.left == 0)
 
@@ -255,13 +262,16 @@ class DagSimulator(TeamSimulator):
         edge_s = episode.service_s.masked_fill(~episode.allowed, torch.inf)[..., :-1]
         quickest_s, quickest = edge_s.min(3, keepdim=True)
         quickest_s = quickest_s.squeeze(3).nan_to_num(posinf=0.0)
-        own_s = torch.stack([quickest_s, hosted_s[..., -1], episode.rank_s], dim=3)
-        kinds = torch.nn.functional.one_hot(episode.modality + 1, len(MODALITIES) + 1)[..., 1:]
-        return Shown(fields, torch.cat([kinds, self._share(own_s)], dim=3), quickest)
+        kinds = [(episode.modality == kind).float() for kind in range(len(MODALITIES))]
+        shares = [self._share(time_s) for time_s in (quickest_s, hosted_s[..., -1], episode.rank_s)]
+        state = torch.cat([part.flatten(1) for part in (*kinds, *shares)], dim=1)
+        width = state.shape[1]
+        return Shown(fields, torch.nn.functional.pad(state, (0, self.spec.state_size - width)), width, quickest)
 
     def _share(self, time_s: Tensor) -> Tensor:
         """Seconds to [0, 1), half at the deadline."""
-        return (time_s / (time_s + self.scenario.deadline_s)).float()
+        time_s = time_s.float()
+        return time_s / (time_s + self.scenario.deadline_s)
 
     def _show(self, reward: Tensor, metrics: dict[str, Tensor]) -> StepResult:
         now = self._progress
@@ -290,7 +300,7 @@ class DagSimulator(TeamSimulator):
         shown["subtask_scheduled"] = (now.location >= 0).float()
         shown["subtask_ready"] = ready.float()
         shown["subtask_end_s"] = now.end_s.float()
-        shown["subtask_data_ready_s"] = now.data_ready_s.float() * ready[..., None]
+        shown["subtask_data_ready_s"] = now.data_ready_s.float().mul_(ready[..., None])
         shown["server_free_s"] = everyone(torch.nn.functional.pad(now.free_s, (0, 1)))
         shown["server_up"] = everyone(self._up)
         shown["step_share"] = torch.full((*ready.shape[:2], 1), self._step / self.spec.max_steps, device=self.device)
@@ -299,16 +309,20 @@ class DagSimulator(TeamSimulator):
     def _state(self, ready: Tensor) -> Tensor:
         """`[E, S]` float32, every figure in [0, 1].
 
-        For each subtask: its modality (one-hot), service time on the quickest edge that hosts it and on the cloud, upward rank,
-        whether it is scheduled, EN, and WT on that edge and the cloud if it is ready; then the servers and the step.
+        Seven blocks and one for each modality, `[I * J]` each: whether a subtask has the modality; its service time on the
+        quickest edge that hosts it and on the cloud, upward rank; whether it is scheduled, EN, and WT on that edge and on the
+        cloud if it is ready. Then when each edge is free, which edges are up, and the step.
         """
-        now, rows = self._progress, self.num_envs
+        now = self._progress
         quickest_s = now.data_ready_s[..., :-1].gather(3, self._constant.quickest_edge).squeeze(3)
-        times_s = torch.stack([now.end_s, quickest_s * ready, now.data_ready_s[..., -1] * ready], dim=3)
-        scheduled = (now.location >= 0).float()[..., None]
-        subtasks = torch.cat([self._constant.state, scheduled, self._share(times_s)], dim=3)
-        clock = torch.full((rows, 1), self._step / self.spec.max_steps, device=self.device)
-        return torch.cat([subtasks.flatten(1), self._share(now.free_s), self._up[:, :-1].float(), clock], dim=1)
+        times_s = (now.end_s, quickest_s * ready, now.data_ready_s[..., -1] * ready, now.free_s)
+        state, at = self._constant.state.clone(), self._constant.state_changes_at
+        for part in (now.location >= 0, *(self._share(time_s) for time_s in times_s), self._up[:, :-1]):
+            width = part[0].numel()
+            state[:, at : at + width] = part.flatten(1)
+            at += width
+        state[:, at] = self._step / self.spec.max_steps
+        return state
 
     def _action_mask(self, ready: Tensor, alive: Tensor) -> Tensor:
         """`[E, I, 1, J * L]` bool, exact; every pair of an existing subtask if `mask_invalid` is off."""
