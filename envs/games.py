@@ -51,6 +51,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "two-step": {"payoffs": [[[7, 7], [7, 7]], [[0, 1], [1, 8]]]},
     # Son et al. 2019 (QTRAN) with the payoffs of Wang et al. 2021 (QPLEX): no monotonic mixing represents it
     "qplex-matrix": {"payoffs": [[[8, -12, -12], [-12, 0, 0], [-12, 0, 0]]]},
+    # three ways to agree, one of them best: independent policy gradients can find it
+    "agreement": {"payoffs": [[[4, 0, 0], [0, 6, 0], [0, 0, 10]]]},
     # Claus & Boutilier 1998: miscoordination next to the optimum is punished
     "climb": {"payoffs": [[[11, -30, 0], [-30, 7, 6], [0, 0, 5]]]},
 }

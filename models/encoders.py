@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from envs.team import ActionHead, Field, TeamSpec
+from models.dag_encoder import DagEncoder
 
 
 @dataclass(frozen=True)
@@ -108,30 +109,36 @@ class ObservationEncoder(nn.Module):
     """One vector per agent, and one per member of each entity that an action head may refer to.
 
     Entity members share one network. The agent's plain fields are joined by the members' mean and by their sum over the
-    capacity, so the encoding of the agent does not depend on the members' order.
+    capacity, so the encoding of the agent does not depend on the members' order. Where the members form a graph (a field with
+    scale "adjacency"), graph convolutions add to each member what its neighbours tell, and to the agent the whole graph.
 
     Attributes:
         every_place: True encodes members that do not exist too, on any device (see `Members`).
     """
 
-    def __init__(self, spec: TeamSpec, hidden: int, entity_hidden: int) -> None:
+    def __init__(self, spec: TeamSpec, hidden: int, entity_hidden: int, graph_size: int = 16) -> None:
         super().__init__()
         self.every_place = False
         pieces = list(ObservationPacker(spec).slices.values())
         plain = [piece for piece in pieces if piece.field.entity is None]
         self._plain = _merged(plain)
         self._entities: dict[str, list[_Slice]] = {}
+        self._edges: dict[str, _Slice] = {}
         for piece in pieces:
-            if piece.field.entity is not None:
+            if piece.field.entity is not None and piece.field.scale == "adjacency":
+                self._edges[piece.field.entity] = piece
+            elif piece.field.entity is not None:
                 self._entities.setdefault(piece.field.entity, []).append(piece)
         sizes = {name: sum(_inputs(p.field, p.field.shape[1:]) for p in pieces) for name, pieces in self._entities.items()}
         self.entity_standards = nn.ModuleDict({name: Standardiser(size) for name, size in sizes.items()})
         self.entity_networks = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(size, entity_hidden), nn.ReLU()) for name, size in sizes.items()}
         )
+        self.graphs = nn.ModuleDict({name: DagEncoder(entity_hidden, entity_hidden, graph_size) for name in self._edges})
         plain_size = sum(_inputs(piece.field, piece.field.shape) for piece in plain)
         self.plain_standard = Standardiser(plain_size)
-        self.network = nn.Sequential(nn.Linear(plain_size + 2 * entity_hidden * len(self._entities), hidden), nn.ReLU())
+        size = plain_size + 2 * entity_hidden * len(self._entities) + graph_size * len(self._edges)
+        self.network = nn.Sequential(nn.Linear(size, hidden), nn.ReLU())
 
     def forward(self, packed: Tensor) -> tuple[Tensor, dict[str, Members]]:
         """`[..., D]` float16 to `[..., hidden]`, and the members by entity name (rows: the leading dimensions)."""
@@ -144,12 +151,27 @@ class ObservationEncoder(nn.Module):
             picked = self._picks(rows)
             if not picked:
                 vectors = vectors * weight.unsqueeze(-1)
+            if name in self._edges:
+                vectors, graph = self._with_neighbours(name, rows, place, weight, vectors)
+                inputs.append(graph)
             entities[name] = members = Members(place, pieces[0].field.shape[0], weight, vectors, picked)
             row = members.row
             total = vectors.new_zeros(len(rows), vectors.shape[1]).index_add_(0, row, vectors)
             count = weight.new_zeros(len(rows)).index_add_(0, row, weight)
             inputs += [total / count.clamp(min=1.0).unsqueeze(-1), total / members.capacity]
         return self.network(torch.cat(inputs, dim=-1)).unflatten(0, packed.shape[:-1]), entities
+
+    def _with_neighbours(
+        self, name: str, rows: Tensor, place: Tensor, weight: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The members `[M, entity_hidden]` with what the graph adds to them, and the graphs `[rows, graph_size]`."""
+        piece = self._edges[name]
+        capacity = piece.field.shape[0]
+        edges = rows[:, piece.start : piece.stop].to(torch.float32).view(len(rows), capacity, capacity)
+        exists = weight.new_zeros(len(rows) * capacity).index_copy_(0, place, weight).view(len(rows), capacity)
+        nodes = vectors.new_zeros(len(rows) * capacity, vectors.shape[1]).index_copy_(0, place, vectors)
+        nodes, graph = self.graphs[name](nodes.view(len(rows), capacity, -1), edges, exists)
+        return vectors + nodes.flatten(0, 1).index_select(0, place), graph
 
     def fit(self, packed: Tensor) -> None:
         """Takes the inputs' statistics from `[..., D]` observations, once, before learning."""
@@ -191,6 +213,10 @@ def _merged(pieces: list[_Slice]) -> list[_Slice]:
     return merged
 
 
+def _capacity(spec: TeamSpec, entity: str | None) -> int:
+    return next(field.shape[0] for field in spec.observation.values() if field.entity == entity)
+
+
 def _inputs(field: Field, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * field.depth
 
@@ -210,6 +236,7 @@ class ActionEncoder(nn.Module):
 
     def __init__(self, spec: TeamSpec) -> None:
         super().__init__()
+        self._heads = spec.heads
         self.size = sum(head.choices for head in spec.heads)
         ends = itertools.accumulate(head.choices for head in spec.heads)
         first = [end - head.choices for end, head in zip(ends, spec.heads, strict=True) for _ in range(head.count)]
@@ -223,6 +250,12 @@ class ActionEncoder(nn.Module):
         counts = torch.zeros((*actions.shape[:-1], self.size + 1), device=actions.device)
         counts = counts.scatter_add(-1, place, torch.ones_like(place, dtype=torch.float32))
         return counts[..., :-1] / self._branches
+
+    def soft(self, choices: Tensor) -> Tensor:
+        """The same of weights for the choices, `[..., H, C]` float32: one-hot ones give what `forward` gives of the indices."""
+        parts = choices.split([head.count for head in self._heads], dim=-2)
+        shares = [part[..., : head.choices].mean(-2) for part, head in zip(parts, self._heads, strict=True)]
+        return torch.cat(shares, dim=-1)
 
 
 @dataclass
@@ -262,7 +295,8 @@ class BranchScores:
 class BranchHeads(nn.Module):
     """A score for every choice of every branch (Tavakoli et al. 2018: one branch per action dimension), and a value.
 
-    Branches that belong to an entity's members share one network that reads the agent's vector and the member's.
+    Branches that belong to an entity's members share one network that reads the agent's vector and the member's; so do the
+    choices of a branch that picks one of the members.
     """
 
     def __init__(self, spec: TeamSpec, hidden: int, entity_hidden: int) -> None:
@@ -274,10 +308,11 @@ class BranchHeads(nn.Module):
         self.entity_layers = nn.ModuleDict()
         self.outputs = nn.ModuleDict()
         for head in spec.heads:
-            if head.entity:
+            if head.entity or head.members:
                 self.agent_layers[head.name] = nn.Linear(hidden, entity_hidden)
                 self.entity_layers[head.name] = nn.Linear(entity_hidden, entity_hidden, bias=False)
-                self.outputs[head.name] = nn.Linear(entity_hidden, head.choices)
+                options = head.choices if head.entity else head.choices // _capacity(spec, head.members)
+                self.outputs[head.name] = nn.Linear(entity_hidden, options)
             else:
                 self.outputs[head.name] = nn.Linear(hidden, head.count * head.choices)
         self.value = nn.Linear(hidden, 1)
@@ -302,15 +337,24 @@ class BranchHeads(nn.Module):
                 scores = self._member_scores(head, rows, members)
             else:
                 places.append((first[:, None] + torch.arange(start, start + head.count, device=rows.device)).flatten())
-                scores = self.outputs[head.name](rows).view(-1, head.choices)
+                scores = self._branch_scores(head, rows, entities)
             missing = self._max_choices - head.choices
             values.append(F.pad(scores, (0, missing)) if missing else scores)
             start += head.count
         shape = (*hidden.shape[:-1], self._branches)
         return BranchScores(torch.cat(places), torch.cat(values), shape), self.value(hidden).squeeze(-1)
 
+    def _branch_scores(self, head: ActionHead, rows: Tensor, entities: dict[str, Members]) -> Tensor:
+        """`[rows, hidden]` to `[rows * count, choices]`, for branches that every agent has."""
+        if head.members is None:
+            return self.outputs[head.name](rows).view(-1, head.choices)
+        members = entities[head.members]
+        scores = self._member_scores(head, rows, members)
+        pairs = scores.new_zeros(len(rows) * members.capacity, scores.shape[1]).index_copy_(0, members.place, scores)
+        return pairs.view(len(rows), head.choices)
+
     def _member_scores(self, head: ActionHead, rows: Tensor, members: Members) -> Tensor:
-        """`[rows, hidden]` to `[M, choices]`."""
+        """`[rows, hidden]` to `[M, choices]`, or `[M, options]` of a head that picks members."""
         mixed = self.agent_layers[head.name](rows).index_select(0, members.row)
         mixed = mixed.add_(self.entity_layers[head.name](members.vectors)).relu_()
         scores = self.outputs[head.name](mixed)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.team import TeamSpec
 from models.encoders import ObservationPacker
-from models.team_network import NetworkConfig, TeamNetwork
+from models.team_network import NetworkConfig, make_team_network
 
 OBSERVATION = "observation"  # [B, T + 1, N, D] float16, packed
 STATE = "state"  # [B, T + 1, S] float32
@@ -22,6 +22,8 @@ ACTIONS = "actions"  # [B, T, N, H] int16
 REWARD = "reward"  # [B, T] float32
 TERMINATED = "terminated"  # [B, T] bool
 FILLED = "filled"  # [B, T] bool, False after the end of the episode
+AGENT_REWARD = "agent_reward"  # [B, T, N] float32, where the problem knows single agents' parts of the reward
+LOG_PROB = "log_prob"  # [B, T, N] float32, of stochastic policies: of the agent's action when it was chosen
 
 
 class TeamModule(TorchRLModule, InferenceOnlyAPI):
@@ -35,7 +37,7 @@ class TeamModule(TorchRLModule, InferenceOnlyAPI):
         self.spec: TeamSpec = self.model_config["spec"]
         self.settings: Any = self.model_config["settings"]
         self.packer = ObservationPacker(self.spec)
-        self.network = TeamNetwork(self.spec, self.network_config)
+        self.network = make_team_network(self.spec, self.network_config)
         if not self.inference_only:
             self.setup_learning()
 
@@ -47,12 +49,16 @@ class TeamModule(TorchRLModule, InferenceOnlyAPI):
     def setup_learning(self) -> None:
         """Creates what only the learner needs. Name it all in `get_non_inference_attributes`."""
 
+    def trained_parameters(self) -> dict[str, list[Tensor]]:
+        """What is optimised, by group; the groups are clipped and stepped apart. Default: everything in one group."""
+        return {"actor": [p for p in self.parameters() if p.requires_grad]}
+
     def fit_inputs(self, rows: dict[str, Tensor]) -> None:
         """Takes the statistics by which inputs are standardised from sampled rows; called once, before the first update.
 
         Subclasses that own copies or further inputs (target networks, the global state) extend it.
         """
-        self.network.encoder.fit(rows[OBSERVATION][rows[ALIVE]].to(self.device))
+        self.network.fit(rows[OBSERVATION][rows[ALIVE]].to(self.device))
 
     def initial_state(self, num_envs: int) -> dict[str, Tensor]:
         """What the agents remember at the start of an episode; every tensor has leading dimension E."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from envs.team import TeamSpec
@@ -36,7 +37,15 @@ class NetworkConfig(BaseModel):
 
     hidden: int = Field(64, ge=4, description="width of encoder and GRU")
     entity_hidden: int = Field(32, ge=4, description="width of the encoding of one entity member (a request)")
+    graph_size: int = Field(16, ge=1, description="width of the encoding of a whole graph, where entity members form one")
+    shared: bool = Field(True, description="False: every agent has weights of its own")
     intent: IntentConfig | None = Field(None, description="IDMAC's communication; null: the agents do not talk")
+
+    @model_validator(mode="after")
+    def _talk_needs_shared_weights(self) -> NetworkConfig:
+        if self.intent is not None and not self.shared:
+            raise ValueError("shared = false: expected true where agents exchange intents")
+        return self
 
 
 @dataclass
@@ -91,7 +100,7 @@ class TeamNetwork(nn.Module):
         super().__init__()
         self.num_agents = spec.num_agents
         self.hidden_size = config.hidden
-        self.encoder = ObservationEncoder(spec, config.hidden, config.entity_hidden)
+        self.encoder = ObservationEncoder(spec, config.hidden, config.entity_hidden, config.graph_size)
         self.action_encoder = ActionEncoder(spec)
         self.recurrence = nn.GRU(config.hidden + self.action_encoder.size + spec.num_agents, config.hidden, batch_first=True)
         self.heads = BranchHeads(spec, config.hidden, config.entity_hidden)
@@ -115,6 +124,10 @@ class TeamNetwork(nn.Module):
         if self.hears is None or self.intent_config is None:
             return 0
         return int(self.hears.sum()) * self.intent_config.size * 4
+
+    def fit(self, packed: Tensor) -> None:
+        """Takes the statistics that standardise inputs from `[..., D]` observations, once, before learning."""
+        self.encoder.fit(packed)
 
     def initial_state(self, batch: int) -> Tensor:
         """`[batch, N, hidden]` zeros."""
@@ -186,6 +199,55 @@ class TeamNetwork(nn.Module):
             intent = intent + seen.deviation * noise
         branches, value = self.heads.listed(self._informed(seen.hidden, intent, intent, self.hears), seen.entities)
         return NetworkOutput(branches, value, seen.last_hidden, intent, seen.mean, seen.deviation)
+
+
+class SeparateNetworks(nn.Module):
+    """A network of its own for every agent, used as if it were one `TeamNetwork` without intents.
+
+    The agents' networks run one after the other, so a step takes N times as many kernels as with shared weights.
+    """
+
+    message_bytes = 0
+
+    def __init__(self, spec: TeamSpec, config: NetworkConfig) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList([TeamNetwork(spec, config) for _ in spec.agents])
+        self.action_encoder = ActionEncoder(spec)
+
+    def fit(self, packed: Tensor) -> None:
+        """See `TeamNetwork.fit`; all agents take the same statistics."""
+        for network in self._each():
+            network.fit(packed)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """See `TeamNetwork.initial_state`."""
+        return self._each()[0].initial_state(batch)
+
+    def forward(
+        self, observation: Tensor, previous_actions: Tensor, hidden: Tensor, noise: Tensor | None = None
+    ) -> NetworkOutput:
+        """See `TeamNetwork.forward`."""
+        scores, values, states = [], [], []
+        for i, network in enumerate(self._each()):
+            agent = slice(i, i + 1)
+            place = torch.tensor([i], device=observation.device)
+            seen = network.perceive(observation[:, :, agent], previous_actions[:, :, agent], hidden[:, agent], place)
+            branches, value = network.heads(seen.hidden, seen.entities)
+            scores.append(branches)
+            values.append(value)
+            states.append(seen.last_hidden)
+        dense = torch.cat(scores, dim=2)
+        everywhere = torch.arange(dense.shape[:-1].numel(), device=dense.device)
+        listed = BranchScores(everywhere, dense.flatten(0, -2), dense.shape[:-1])
+        return NetworkOutput(listed, torch.cat(values, dim=2), torch.cat(states, dim=1))
+
+    def _each(self) -> list[TeamNetwork]:
+        return cast(list[TeamNetwork], list(self.networks))
+
+
+def make_team_network(spec: TeamSpec, config: NetworkConfig) -> TeamNetwork | SeparateNetworks:
+    """The team's network: shared weights, or every agent's own (`NetworkConfig.shared`)."""
+    return TeamNetwork(spec, config) if config.shared else SeparateNetworks(spec, config)
 
 
 def masked_argmax(scores: Tensor, action_mask: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from models.encoders import ObservationPacker
 from models.team_module import (
     ACTION_MASK,
     ACTIONS,
+    AGENT_REWARD,
     ALIVE,
     FILLED,
     OBSERVATION,
@@ -63,6 +64,8 @@ class EpisodeRecorder:
         self._add(REWARD, step.reward * running)
         self._add(TERMINATED, step.terminated)
         self._add(FILLED, running)
+        if step.agent_reward is not None:
+            self._add(AGENT_REWARD, step.agent_reward * running.unsqueeze(-1))
         for name, value in extras.items():
             self._add(name, value)
 

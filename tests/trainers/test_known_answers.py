@@ -16,7 +16,7 @@ from trainers.train import build_algorithm
 # Uniform exploration and one-step targets, as in the papers' own experiments.
 GAME = [
     *("algorithm.epsilon_end=1.0", "algorithm.gamma=1.0", "algorithm.td_lambda=0.0", "algorithm.target_tau=0.02"),
-    *("algorithm.lr=1e-3", "algorithm.standardise_rewards=false", "training.evaluation_interval=1000"),
+    *("algorithm.lr=1e-3", "algorithm.rewards=raw", "training.evaluation_interval=1000"),
 ]
 
 

@@ -13,14 +13,14 @@ from envs.team import ActionHead, Field, TeamSpec
 from models.encoders import BranchScores
 from models.team_module import ACTION_MASK, ACTIONS, ALIVE, FILLED, OBSERVATION, REWARD, STATE, TERMINATED
 from models.team_network import IntentConfig, NetworkConfig, NetworkOutput
+from trainers.algorithms.returns import td_lambda_targets
 from trainers.algorithms.value_decomposition import (
-    RewardMoments,
     ValueDecompositionConfig,
     ValueSettings,
     branch_value,
-    td_lambda_targets,
 )
 from trainers.learned_policy import build_module
+from trainers.reward_moments import RewardMoments
 from trainers.rollout import TeamEnvRunner
 
 AGENTS, STEPS, BATCH, STATE_SIZE = 3, 6, 4, 5

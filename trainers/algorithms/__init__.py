@@ -29,12 +29,17 @@ class AlgorithmEntry:
 
 
 _VALUE_DECOMPOSITION = "trainers.algorithms.value_decomposition"
+_COMA = "trainers.algorithms.coma"
 
 ALGORITHMS: dict[str, AlgorithmEntry] = {
     "vdn": AlgorithmEntry(_VALUE_DECOMPOSITION, "value decomposition by a sum (Sunehag et al. 2017)"),
     "qmix": AlgorithmEntry(_VALUE_DECOMPOSITION, "monotonic value mixing (Rashid et al. 2018)"),
     "qplex": AlgorithmEntry(_VALUE_DECOMPOSITION, "duplex dueling value mixing (Wang et al. 2021)"),
     "idmac": AlgorithmEntry(_VALUE_DECOMPOSITION, "intent-driven communication on a value-mixing learner (Huo et al.)"),
+    "mappo": AlgorithmEntry("trainers.algorithms.mappo", "proximal policy optimisation with a central critic (Yu et al. 2022)"),
+    "coma": AlgorithmEntry(_COMA, "counterfactual policy gradients (Foerster et al. 2018)"),
+    "ucb-coma": AlgorithmEntry(_COMA, "COMA that explores by upper confidence bounds (Liao et al. 2025)"),
+    "maddpg": AlgorithmEntry("trainers.algorithms.maddpg", "actors through a joint critic (Lowe et al. 2017)"),
 }
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
@@ -55,6 +56,7 @@ class TeamAlgorithmConfig(AlgorithmConfig):
         self.settings: Settings = Settings()
         self.network = NetworkConfig()
         self.evaluation_episodes = 64
+        self.budget = 0
         self.framework("torch")
         self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
         self.env_runners(env_runner_cls=TeamEnvRunner, batch_mode="complete_episodes", num_env_runners=0)
@@ -80,9 +82,21 @@ class TeamAlgorithmConfig(AlgorithmConfig):
         self.spec = spec
         self.network = network
         self.environment("edgeflock/team", env_config={"scenario": scenario, "device": device})
-        lr = settings.lr if settings.lr_end is None else [[0, settings.lr], [env_steps, settings.lr_end]]
-        self.training(lr=lr, gamma=settings.gamma, grad_clip=settings.gradient_clip, grad_clip_by="global_norm")
+        self.budget = env_steps
+        self.training(
+            lr=self.learning_rate("actor"), gamma=settings.gamma, grad_clip=settings.gradient_clip, grad_clip_by="global_norm"
+        )
         return self
+
+    def learning_rate(self, group: str) -> float | list[list[float]]:
+        """Rate or schedule of a group of parameters (`TeamModule.trained_parameters`): `lr`, for critics `critic_lr` if set."""
+        settings = self.settings
+        lr = getattr(settings, "critic_lr", None) if group == "critic" else None
+        if lr is None:
+            lr = settings.lr
+        if settings.lr_end is None:
+            return lr
+        return [[0, lr], [self.budget, lr * settings.lr_end / settings.lr]]
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         model_config = {"spec": self.spec, "network": self.network, "settings": self.settings}
@@ -95,8 +109,12 @@ class TeamAlgorithm(Algorithm):
     env_steps: int
     """Environment steps (of the team, not of single agents) sampled since the training began."""
 
+    inputs_fitted: bool
+    """Whether the statistics that standardise inputs have been taken."""
+
     def setup(self, config: TeamAlgorithmConfig) -> None:
         self.env_steps = 0
+        self.inputs_fitted = False
         super().setup(config)
 
     @classmethod
@@ -121,7 +139,16 @@ class TeamAlgorithm(Algorithm):
 
     def fit_inputs(self, rows: JointEpisodes) -> None:
         """Every learner takes the statistics of its inputs from the same rows (`TeamModule.fit_inputs`)."""
-        self.learner_group.foreach_learner(lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().fit_inputs(rows))
+        self.on_learners("fit_inputs", rows)
+        self.inputs_fitted = True
+
+    def on_learners(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of every learner's module with the same arguments; what the first one returns."""
+
+        def call(learner: Learner) -> Any:
+            return getattr(learner.module[DEFAULT_MODULE_ID].unwrapped(), method)(*arguments)
+
+        return next(result.get() for result in self.learner_group.foreach_learner(call))
 
     def learn(self, rows: JointEpisodes, **kwargs: Any) -> None:
         """One `LearnerGroup.update` on joint rows."""
@@ -148,11 +175,13 @@ class TeamAlgorithm(Algorithm):
         return {**results, "episodes": len(figures["return"])}
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**super().get_state(*args, **kwargs), "env_steps": self.env_steps}
+        counters = {"env_steps": self.env_steps, "inputs_fitted": self.inputs_fitted}
+        return {**super().get_state(*args, **kwargs), **counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         self.env_steps = state.get("env_steps", self.env_steps)
+        self.inputs_fitted = state.get("inputs_fitted", self.inputs_fitted)
 
 
 class _SampleWithMetrics:

@@ -2,7 +2,7 @@
 
 In the order in which things happen: `ValueModule.act` plays (epsilon-greedy per branch), `EpisodeReplay` keeps whole joint
 episodes, `ValueModule._forward_train` unrolls online and target networks over them and mixes the agents' values,
-`ValueLearner.compute_loss_for_module` is the loss, `ValueDecomposition.training_step` ties it together.
+`ValueLearner.compute_loss_for_module` is the loss, `ReplayAlgorithm.training_step` ties it together.
 
 An agent's action has H branches. Its value is `value + sum over branches of the chosen branch's score`, so the greedy joint
 action is the greedy choice of every branch of every agent, and mixing over agents is untouched by how many branches there are.
@@ -11,16 +11,11 @@ action is the greedy choice of every branch of every agent, and mixing over agen
 from __future__ import annotations
 
 import copy
-import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from pydantic import Field, ValidationInfo, field_validator
-from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 from torch.nn import functional as F
 
 from envs.team import random_actions
@@ -39,27 +34,20 @@ from models.team_module import (
     TeamModule,
 )
 from models.team_network import NetworkOutput, masked_argmax
-from trainers.algorithms.team_algorithm import FIGURES, Settings, TeamAlgorithm, TeamAlgorithmConfig
-from trainers.replay import EpisodeReplay
+from trainers.algorithms.replay_algorithm import ReplayAlgorithm, ReplaySettings
+from trainers.algorithms.returns import td_lambda_targets
+from trainers.algorithms.team_algorithm import FIGURES, TeamAlgorithmConfig
+from trainers.algorithms.team_learner import TeamLearner, move_towards
 from trainers.rollout import JointEpisodes
 
-REPLAY_FILE = "replay.safetensors"
 
-
-class ValueSettings(Settings):
+class ValueSettings(ReplaySettings):
     """Settings of the family. IDMAC's two regularisers act where the network has intents (`network.intent`)."""
 
     mixer: MixerName = Field("qmix", description="how the agents' values become the team's")
     mixer_embedding: int = Field(32, ge=1, description="QMIX: width of the mixing layer")
     mixer_hidden: int = Field(64, ge=1, description="width of the mixer's hypernetworks")
-    replay_capacity: int = Field(512, ge=1, description="episodes kept")
-    batch_episodes: int = Field(32, ge=1, description="episodes in an update")
-    updates: int = Field(8, ge=1, description="updates after each round of sampling")
-    learning_starts: int = Field(32, ge=1, validate_default=True, description="episodes in replay before the first update")
     td_lambda: float = Field(0.6, ge=0, le=1, description="mix of n-step targets (0: one step)")
-    standardise_rewards: bool = Field(
-        True, description="subtract mean and divide by deviation of all rewards so far (Papoudakis et al. 2021)"
-    )
     double_q: bool = Field(True, description="online network chooses, target network values (van Hasselt et al. 2016)")
     target_tau: float = Field(0.01, gt=0, le=1, description="share of the online weights that enters the targets per update")
     epsilon_start: float = Field(1.0, ge=0, le=1)
@@ -69,14 +57,6 @@ class ValueSettings(Settings):
     entropy_weight: float = Field(1e-3, ge=0, description="beta_ent of eq. 38")
     continuity_weight: float = Field(1e-2, ge=0, description="beta_cont of eq. 38")
     continuity_window: int = Field(3, ge=1, description="K of eq. 35, steps")
-
-    @field_validator("learning_starts")
-    @classmethod
-    def _fits_into_replay(cls, learning_starts: int, info: ValidationInfo) -> int:
-        capacity = info.data.get("replay_capacity", learning_starts)
-        if learning_starts > capacity:
-            raise ValueError(f"expected at most replay_capacity = {capacity}, or learning never starts")
-        return learning_starts
 
     def epsilon(self, env_steps: int) -> float:
         """Probability that a branch explores after `env_steps` steps of training."""
@@ -201,38 +181,8 @@ def branch_value(out: NetworkOutput, choices: Tensor, decides: Tensor, alive: Te
     return (out.value + out.branches.totals(choices, decides)) * alive
 
 
-def td_lambda_targets(
-    reward: Tensor, terminated: Tensor, filled: Tensor, next_value: Tensor, gamma: float, td_lambda: float
-) -> Tensor:
-    """Peng's Q(lambda) targets, `[B, T]` each.
-
-    `y_t = r_t + gamma * (1 - terminated_t) * ((1 - lambda) * next_value_t + lambda * y_{t+1})`, where the last step of an
-    episode (terminated, truncated or the end of the batch) takes `next_value` alone.
-    """
-    goes_on = F.pad(filled[:, 1:], (0, 1)).to(reward.dtype)
-    discount = gamma * (1.0 - terminated.to(reward.dtype))
-    trace = td_lambda * goes_on
-    target = next_value[:, -1]
-    steps = []
-    for t in reversed(range(reward.shape[1])):
-        target = reward[:, t] + discount[:, t] * ((1.0 - trace[:, t]) * next_value[:, t] + trace[:, t] * target)
-        steps.append(target)
-    return torch.stack(steps[::-1], dim=1)
-
-
-class ValueLearner(TorchLearner):
+class ValueLearner(TeamLearner):
     """Mean squared TD error (eq. 37) plus the weighted regularisers (eq. 38), then a soft target update."""
-
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        trained = [p for p in self.module[module_id].parameters() if p.requires_grad]
-        self.register_optimizer(
-            module_id=module_id, optimizer=torch.optim.Adam(trained), params=trained, lr_or_lr_schedule=config.lr
-        )
-
-    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        # The intents' noise: a function of the seed and the number of updates, so that resuming repeats it.
-        sequence = np.random.SeedSequence([self.config.seed or 0, self._weights_seq_no])
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor]
@@ -256,89 +206,18 @@ class ValueLearner(TorchLearner):
         for module_id in self.module.keys():  # noqa: SIM118 - MultiRLModule is not iterable as a dict
             module = self.module[module_id].unwrapped()
             tau = module.settings.target_tau
-            _move_towards(module.target_network, module.network, tau)
-            _move_towards(module.target_mixer, module.mixer, tau)
+            move_towards(module.target_network, module.network, tau)
+            move_towards(module.target_mixer, module.mixer, tau)
 
 
-@torch.no_grad()
-def _move_towards(target: nn.Module, online: nn.Module, tau: float) -> None:
-    """Polyak averaging of all parameters (Algorithm 2, line 36)."""
-    targets: list[Tensor] = list(target.parameters())
-    if targets:
-        torch._foreach_lerp_(targets, list(online.parameters()), tau)
-
-
-@dataclass
-class RewardMoments:
-    """Mean and deviation of all rewards that were sampled (Chan et al.'s update, by batches).
-
-    Team rewards of these problems are a large constant plus small differences that the decisions make; a network that has to
-    output the constant, times the horizon, learns the differences late.
-    """
-
-    count: float = 0.0
-    mean: float = 0.0
-    square: float = 0.0
-
-    def add(self, rows: JointEpisodes) -> None:
-        rewards = rows[REWARD][rows[FILLED]].to(torch.float64)
-        count, mean = len(rewards), float(rewards.mean())
-        apart, total = mean - self.mean, self.count + count
-        self.square += float((rewards - mean).square().sum()) + apart**2 * self.count * count / total
-        self.mean += apart * count / total
-        self.count = total
-
-    def standardise(self, rows: JointEpisodes) -> JointEpisodes:
-        """The rows with standardised rewards."""
-        deviation = math.sqrt(self.square / max(self.count, 1.0)) or 1.0
-        return {**rows, REWARD: (rows[REWARD] - self.mean) / deviation}
-
-
-class ValueDecomposition(TeamAlgorithm):
-    """Sample a round of episodes, remember them, learn from replay, send the weights out."""
+class ValueDecomposition(ReplayAlgorithm):
+    """Off-policy learning from replay, as its base does it."""
 
     config: ValueDecompositionConfig
-
-    def setup(self, config: ValueDecompositionConfig) -> None:
-        self.replay = EpisodeReplay(config.settings.replay_capacity, config.seed or 0)
-        self.draws = 0
-        self.rewards = RewardMoments()
-        super().setup(config)
 
     @classmethod
     def get_default_config(cls) -> ValueDecompositionConfig:
         return ValueDecompositionConfig()
-
-    def training_step(self) -> None:
-        settings = self.config.settings
-        for rows in self.sample_episodes():
-            self.replay.add(rows, self.config.spec.max_steps)
-            self.rewards.add(rows)
-        if self.replay.size < settings.learning_starts:
-            return
-        if self.draws == 0:
-            self.fit_inputs(self.replay.sample(settings.batch_episodes, draw=0))
-        for _ in range(settings.updates):
-            rows = self.replay.sample(settings.batch_episodes, self.draws)
-            self.learn(self.rewards.standardise(rows) if settings.standardise_rewards else rows)
-            self.draws += 1
-        self.sync()
-
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**super().get_state(*args, **kwargs), "draws": self.draws, "rewards": asdict(self.rewards)}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        super().set_state(state)
-        self.draws = state.get("draws", self.draws)
-        self.rewards = RewardMoments(**state.get("rewards", asdict(self.rewards)))
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        super().save_checkpoint(checkpoint_dir)
-        self.replay.save(Path(checkpoint_dir) / REPLAY_FILE)
-
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        super().load_checkpoint(checkpoint_dir)
-        self.replay.load(Path(checkpoint_dir) / REPLAY_FILE)
 
 
 class ValueDecompositionConfig(TeamAlgorithmConfig):

@@ -1,0 +1,58 @@
+"""What MAPPO, COMA and MADDPG share: agents with stochastic policies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.distributions import BranchCategorical
+from models.team_module import ACTION_MASK, ACTIONS, FILLED, LOG_PROB, OBSERVATION, TeamModule
+from models.team_network import NetworkOutput
+from trainers.rollout import JointEpisodes
+
+
+class PolicyModule(TeamModule):
+    """The team's network read as logits: it samples when it explores, and takes the most probable choices when it does not."""
+
+    @torch.no_grad()
+    def act(
+        self,
+        packed: Tensor,
+        action_mask: Tensor,
+        state: dict[str, Tensor],
+        explore: bool,
+        env_steps: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        out = self.network(packed.unsqueeze(1), state["previous_actions"].unsqueeze(1), state["hidden"])
+        policy = BranchCategorical.of(out.scores.squeeze(1), action_mask)
+        actions = self._explore(policy, env_steps, generator) if explore else policy.mode()
+        extras = {LOG_PROB: policy.log_prob(actions)} if explore else {}
+        return actions, {"hidden": out.hidden, "previous_actions": actions}, extras
+
+    def _explore(self, policy: BranchCategorical, env_steps: int, generator: torch.Generator | None) -> Tensor:
+        """The actions `[E, N, H]` of a decision that gathers experience."""
+        return policy.sample(generator)
+
+    def unroll(self, batch: dict[str, Tensor]) -> tuple[BranchCategorical, NetworkOutput]:
+        """The policies in the T steps that were acted in, `[B, T, N, H]` distributions."""
+        actions = batch[ACTIONS].to(torch.int64)
+        previous = F.pad(actions[:, :-1], (0, 0, 0, 0, 1, 0), value=-1)
+        out = self.network(batch[OBSERVATION][:, :-1], previous, self.network.initial_state(len(actions)))
+        return BranchCategorical.of(out.scores, batch[ACTION_MASK][:, :-1]), out
+
+
+def join_rows(parts: list[JointEpisodes]) -> JointEpisodes:
+    """The rows of several runners as one batch, the shorter ones padded with zeros (`filled` says where episodes end)."""
+    if len(parts) == 1:
+        return parts[0]
+    steps = max(part[FILLED].shape[1] for part in parts)
+    missing = [steps - part[FILLED].shape[1] for part in parts]
+    return {
+        name: torch.cat([_padded(part[name], more) for part, more in zip(parts, missing, strict=True)]) for name in parts[0]
+    }
+
+
+def _padded(column: Tensor, more: int) -> Tensor:
+    return torch.cat([column, column.new_zeros(column.shape[0], more, *column.shape[2:])], dim=1) if more else column
