@@ -14,8 +14,8 @@ from envs.dag.random_graphs import RandomGraphs
 from envs.dag.templates import TEMPLATES
 from envs.registry import Scenario
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bits = Annotated[float, Field(ge=0, le=1e15)]
 Range = tuple[Bits, Bits]
