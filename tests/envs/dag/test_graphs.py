@@ -4,6 +4,7 @@ import json
 
 import networkx as nx
 import pytest
+import torch
 
 from envs.dag.graphs import check_graph, read_graph, write_graph
 from envs.dag.templates import TEMPLATES
@@ -70,15 +71,9 @@ def test_a_graph_of_any_order_is_scheduled_in_topological_order(tmp_path):
 def test_tasks_take_the_graphs_in_turn():
     sim = simulator(1, graphs=["text-analysis", "image-analysis"], num_tasks=3)
     assert [graph[0] for graph in sim.pool.names] == ["analyse", "analyse"]
-    shown = sim.reset(make_seeds()).observation["subtask_modality"][0]
+    shown = sim.reset(torch.tensor([0])).observation["subtask_modality"][0]
     assert shown.max(1).values.tolist() == [0, 1, 0]
     assert simulator(1, num_tasks=1).spec.heads[0].choices == 5 * 4  # the places of what is used
-
-
-def make_seeds():
-    import torch
-
-    return torch.tensor([0])
 
 
 BAD = {

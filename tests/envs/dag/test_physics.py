@@ -40,7 +40,7 @@ def test_every_device_has_one_rate_to_all_edges_within_the_range():
 
 def test_subtasks_for_one_edge_are_served_by_when_their_data_is_ready():
     """
-    Edge 0, free at 1: task 3 (ready 0, takes 2) from 1 to 3, task 0 (ready 2, takes 1) from 3 to 4, task 4 (ready 2) from 4 to 5.
+    Edge 0, free at 1: task 3 (ready 0, takes 2) from 1 to 3, task 0 (ready 2, takes 1) from 3 to 4, task 4 likewise to 5.
     Edge 1, free at 0: task 1 (ready 5, takes 1) from 5 to 6.  Cloud: task 2 (ready 2, takes 4) from 2 to 6.
     """
     location = torch.tensor([[0, 1, 2, 0, 0, 3]])

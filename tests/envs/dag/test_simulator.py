@@ -1,5 +1,7 @@
 """The dag simulator as a whole."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -154,7 +156,7 @@ def test_every_finished_schedule_keeps_the_constraints(load, seed):
             assert start_s[i, k] >= end_s[i, j] + instance.transfer_s[i, j, at[i, j], at[i, k]]
         for edge in range(instance.cloud):
             busy = sorted((start_s[i, j], end_s[i, j]) for i, j in zip(*np.nonzero(at == edge), strict=True))
-            assert all(end <= start for (_, end), (start, _) in zip(busy, busy[1:], strict=False))
+            assert all(end <= start for (_, end), (start, _) in pairwise(busy))
         work_s = instance.service_s[tasks, subtasks, at[tasks, subtasks]]
         np.testing.assert_array_equal((end_s - start_s)[tasks, subtasks], work_s)
 
