@@ -77,8 +77,8 @@ def check_graph(graph: nx.DiGraph, where: str, hosted: Collection[str] = MODALIT
     parts = list(nx.weakly_connected_components(graph))
     if len(parts) > 1:
         largest = max(parts, key=len)
-        lost = next(node for node in graph if node not in largest)
-        raise InputError(f"{where}: node {lost!r} is cut off from {next(iter(graph.nodes & largest))!r} and the rest")
+        lost, kept = (next(node for node in graph if (node in largest) is inside) for inside in (False, True))
+        raise InputError(f"{where}: node {lost!r} is cut off from {kept!r} and the rest")
 
 
 def _check_node(where: str, attributes: dict[str, Any], hosted: Collection[str]) -> None:
