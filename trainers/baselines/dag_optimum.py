@@ -36,6 +36,9 @@ from trainers.baselines.dag_search import Flat, anneal
 TOLERANCE = 1e-6
 """Of objectives: a schedule is optimal if none is better by more than this."""
 
+MOVES, RUNS = 600, 3
+"""Moves of simulated annealing per subtask, and how often it is run."""
+
 
 @dataclass(frozen=True)
 class Optimum:
@@ -67,23 +70,25 @@ def optimum(
     time_limit_s: float = 60.0,
     stepwise: bool = False,
     deadlines: bool = False,
-    moves: int = 60_000,
+    moves: int = MOVES,
     seed: int = 0,
 ) -> Optimum:
     """Solves one instance.
 
     Args:
-        time_limit_s: For all of it; annealing is not interrupted.
+        time_limit_s: For all of it; up to half of it for annealing.
         stepwise: Only orders that the simulator's steps allow (see the module).
         deadlines: Whether T_i <= T_max is required (C3); without it, late tasks are only as bad as they are long.
-        moves: Of simulated annealing, in three runs; 0 leaves only simple list schedules to start from.
+        moves: Of simulated annealing per subtask, in each of its runs; 0 leaves only simple list schedules to start from.
         seed: Of simulated annealing.
     """
     began = time.monotonic()
     flat = Flat(instance)
     if not flat.subtasks:
         return Optimum("optimal", 0.0, 0.0, flat.schedule([], []), time.monotonic() - began)
-    order, where, value = min((anneal(flat, moves // 3, seed + run, stepwise) for run in range(3)), key=lambda found: found[2])
+    until = [began + time_limit_s * (run + 1) / (2 * RUNS) for run in range(RUNS)]
+    runs = (anneal(flat, moves * len(flat.subtasks), seed + run, stepwise, until[run]) for run in range(RUNS))
+    order, where, value = min(runs, key=lambda found: found[2])
     best: Schedule | None = flat.schedule(order, where)
     if deadlines and best is not None and (task_latency_s(instance, best) > instance.deadline_s).any():
         best, value = None, math.inf

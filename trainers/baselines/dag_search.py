@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,10 @@ from envs.dag.instance import Instance, Schedule, run_schedule, upward_ranks
 
 Decisions = list[tuple[int, int, int]]
 """(task, subtask, location) in the order of acceptance."""
+
+
+LOOK_AT_CLOCK = 256
+"""Moves of simulated annealing between two looks at the clock."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +201,16 @@ def step_order(flat: Flat, order: list[int], where: list[int]) -> list[int]:
     return accepted
 
 
-def anneal(flat: Flat, moves: int = 20_000, seed: int = 0, stepwise: bool = False) -> tuple[list[int], list[int], float]:
+def anneal(
+    flat: Flat, moves: int = 20_000, seed: int = 0, stepwise: bool = False, until: float = math.inf
+) -> tuple[list[int], list[int], float]:
     """Simulated annealing over orders of acceptance and locations, from the best of `list_schedules`.
 
     A move takes one subtask to another location, or to another place in the order between its predecessors and successors.
 
     Args:
         stepwise: Only orders that `step_order` gives; then moves change the order within a task.
+        until: `time.monotonic` at which it stops early.
 
     Returns:
         Order of acceptance `[V]`, location by subtask `[V]`, and the objective of the best schedule seen.
@@ -223,7 +231,9 @@ def anneal(flat: Flat, moves: int = 20_000, seed: int = 0, stepwise: bool = Fals
     best = (list(order), list(where), value)
     movable = [v for v, s in enumerate(flat.subtasks) if len(s.locations) > 1]
     hot, cold = 0.02 * value / max(1, len(flat.tasks)), 1e-5 * value
-    for move in range(moves):
+    for move in range(moves if value > 0 else 0):
+        if move % LOOK_AT_CLOCK == 0 and time.monotonic() > until:
+            break
         temperature = hot * (cold / hot) ** (move / moves)
         if movable and draw.random() < 0.4:
             undo = _relocate(flat, where, movable, draw)
