@@ -24,6 +24,7 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     env_steps: int = Field(300_000, ge=1, description="budget: steps of the team, summed over parallel episodes")
+    episodes: int | None = Field(None, ge=1, description="budget of episodes; the training ends with whichever is used first")
     num_envs: int = Field(32, ge=1, description="parallel episodes of each runner")
     runners: int = Field(0, ge=0, description="remote sampling processes; 0 samples in the trainer's own process")
     learners: int = Field(0, ge=0, description="remote learner processes; 0 learns in the trainer's own process")

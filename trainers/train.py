@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from envs.team import TeamSpec, episode_seeds
 from trainers.algorithms import find_algorithm
 from trainers.algorithms.team_algorithm import EVALUATION_SEED, FIGURES, TeamAlgorithm, initialise_ray
 from trainers.comparison import compare
-from trainers.config import RunConfig
+from trainers.config import RunConfig, TrainingConfig
 from trainers.evaluate import evaluate
 from trainers.figures import read_metrics
 from trainers.learned_policy import export_policy, load_policy
@@ -99,19 +100,24 @@ def loop(config: RunConfig, folder: Path, algorithm: TeamAlgorithm, report: Repo
     started, steps_before = time.monotonic(), algorithm.env_steps
     writer = SummaryWriter(str(folder), purge_step=algorithm.env_steps or None)
     with writer, (folder / METRICS).open("a") as metrics:
-        while algorithm.env_steps < training.env_steps:
-            record = flatten(algorithm.train(), algorithm.env_steps)
+        while not used_up(training, algorithm):
+            record = {**flatten(algorithm.train(), algorithm.env_steps), "episodes": algorithm.episodes}
             elapsed = time.monotonic() - started
             metrics.write(json.dumps(record) + "\n")
             metrics.flush()
             for name, value in record.items():
                 writer.add_scalar(name, value, algorithm.env_steps)
             report({**record, "env_steps_per_s": (algorithm.env_steps - steps_before) / elapsed})
-            done = algorithm.env_steps >= training.env_steps
+            done = used_up(training, algorithm)
             if done or interrupted or algorithm.training_iteration % training.checkpoint_interval == 0:
                 save_checkpoint(folder, algorithm)
             if interrupted and not done:
                 raise Interrupted
+
+
+def used_up(training: TrainingConfig, algorithm: TeamAlgorithm) -> bool:
+    """Whether the budget of environment steps or of episodes is."""
+    return algorithm.env_steps >= training.env_steps or algorithm.episodes >= (training.episodes or math.inf)
 
 
 def flatten(result: dict[str, Any], env_steps: int) -> dict[str, float]:

@@ -39,6 +39,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "mappo": AlgorithmEntry("trainers.algorithms.mappo", "proximal policy optimisation with a central critic (Yu et al. 2022)"),
     "coma": AlgorithmEntry(_COMA, "counterfactual policy gradients (Foerster et al. 2018)"),
     "ucb-coma": AlgorithmEntry(_COMA, "COMA that explores by upper confidence bounds (Liao et al. 2025)"),
+    "cs-ucb": AlgorithmEntry("trainers.algorithms.cs_ucb", "a bandit over the legal choices of each agent (Yang et al. 2024)"),
     "maddpg": AlgorithmEntry("trainers.algorithms.maddpg", "actors through a joint critic (Lowe et al. 2017)"),
 }
 

@@ -109,11 +109,15 @@ class TeamAlgorithm(Algorithm):
     env_steps: int
     """Environment steps (of the team, not of single agents) sampled since the training began."""
 
+    episodes: int
+    """Episodes sampled since the training began."""
+
     inputs_fitted: bool
     """Whether the statistics that standardise inputs have been taken."""
 
     def setup(self, config: TeamAlgorithmConfig) -> None:
         self.env_steps = 0
+        self.episodes = 0
         self.inputs_fitted = False
         super().setup(config)
 
@@ -133,6 +137,7 @@ class TeamAlgorithm(Algorithm):
         )
         for _, figures, _ in samples:
             self.env_steps += int(figures["steps"].sum())
+            self.episodes += len(figures["steps"])
         if samples:
             self.metrics.aggregate([metrics for _, _, metrics in samples], key=ENV_RUNNER_RESULTS)
         return [rows for rows, _, _ in samples]
@@ -175,12 +180,13 @@ class TeamAlgorithm(Algorithm):
         return {**results, "episodes": len(figures["return"])}
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        counters = {"env_steps": self.env_steps, "inputs_fitted": self.inputs_fitted}
+        counters = {"env_steps": self.env_steps, "episodes": self.episodes, "inputs_fitted": self.inputs_fitted}
         return {**super().get_state(*args, **kwargs), **counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         self.env_steps = state.get("env_steps", self.env_steps)
+        self.episodes = state.get("episodes", self.episodes)
         self.inputs_fitted = state.get("inputs_fitted", self.inputs_fitted)
 
 
