@@ -1,7 +1,8 @@
 """Peak memory of a training until its replay is full: `python -m tests.benchmarks.memory`.
 
 Counts everything: this process, Ray's daemons and remote runners; sampling, updates, an evaluation and a checkpoint. The sum of
-resident sizes counts what processes share more than once, the sum of proportional sizes (PSS) once. The target is 2 GB.
+resident sizes counts what processes share as often as they share it, the sum of proportional sizes (PSS) once: the target of
+2 GB is for the latter, which is what the machine has to have.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def main() -> None:
 
     replay = algorithm.replay
     episode = replay.nbytes / replay.capacity
-    rest = peaks.resident - replay.nbytes
+    rest = peaks.proportional - replay.nbytes
     results = {
         "peak_rss_gb": peaks.resident / GB,
         "peak_pss_gb": peaks.proportional / GB,
@@ -109,8 +110,8 @@ def main() -> None:
         else f"| {name.replace('_', ' ')} | {value:,} |"
         for name, value in results.items()
     ]
-    met = "met" if results["peak_rss_gb"] < TARGET else "MISSED"
-    lines += ["", f"target under {TARGET:g} GB in all: {results['peak_rss_gb']:.2f} GB: {met}"]
+    met = "met" if results["peak_pss_gb"] < TARGET else "MISSED"
+    lines += ["", f"target under {TARGET:g} GB in all: {results['peak_pss_gb']:.2f} GB: {met}"]
     settings = {name: value for name, value in vars(options).items() if name not in ("json", "threads")}
     measure.show(options.json, "memory of training", settings, results, "\n".join(lines))
 
