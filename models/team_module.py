@@ -23,7 +23,7 @@ REWARD = "reward"  # [B, T] float32
 TERMINATED = "terminated"  # [B, T] bool
 FILLED = "filled"  # [B, T] bool, False after the end of the episode
 AGENT_REWARD = "agent_reward"  # [B, T, N] float32, where the problem knows single agents' parts of the reward
-LOG_PROB = "log_prob"  # [B, T, N] float32, of stochastic policies: of the agent's action when it was chosen
+LOG_PROB = "log_prob"  # [B, T, N, H] float32, of stochastic policies: of each branch's choice when it was made
 
 
 class TeamModule(TorchRLModule, InferenceOnlyAPI):

@@ -6,7 +6,8 @@ the latest episodes, `ComaModule._forward_train` computes every agent's counterf
 
 Public versions of COMA differ. This one regularises the policy by its entropy instead of mixing it with a uniform one, its
 critic learns TD(lambda) targets of a slowly moving copy, and it learns from the latest `replay_capacity` episodes, as
-UCB-COMA's Algorithm 1 does; a capacity of one round makes it on-policy.
+UCB-COMA's Algorithm 1 does. Choices that the policy would no longer make count less, by importance weights cut at 1 (Espeholt
+et al. 2018): without them, what old episodes say of them throws the policy about.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from models.team_module import (
     ACTIONS,
     ALIVE,
     FILLED,
+    LOG_PROB,
     OBSERVATION,
     REWARD,
     STATE,
@@ -183,7 +185,8 @@ class ComaLearner(TeamLearner):
         acts = acts / acts.sum()
         error = (fwd_out["q"] - fwd_out["targets"].unsqueeze(-1)) * (acts > 0)
         critic_loss = (error.square() * acts).sum()
-        policy_loss = -((fwd_out["log_p"] * fwd_out["advantage"]).sum(-1) * acts).sum()
+        weight = (fwd_out["log_p"].detach() - batch[LOG_PROB]).exp().clamp(max=1.0)
+        policy_loss = -((weight * fwd_out["log_p"] * fwd_out["advantage"]).sum(-1) * acts).sum()
         entropy = (fwd_out["entropy"] * acts).sum()
         figures = {
             "critic_loss": critic_loss.detach(),

@@ -131,7 +131,7 @@ class MappoLearner(TeamLearner):
         filled = batch[FILLED].to(torch.float32)
         acts = batch[ALIVE][:, :-1] * filled.unsqueeze(-1)  # agents that decided, [B, T, N]
         acts = acts / acts.sum()
-        ratio = (fwd_out[LOG_PROB] - batch[LOG_PROB]).exp()
+        ratio = (fwd_out[LOG_PROB] - batch[LOG_PROB].sum(-1)).exp()
         advantage = batch[ADVANTAGE].unsqueeze(-1)
         clipped = ratio.clamp(1.0 - settings.clip, 1.0 + settings.clip)
         policy_loss = -(torch.minimum(ratio * advantage, clipped * advantage) * acts).sum()

@@ -28,7 +28,7 @@ class PolicyModule(TeamModule):
         out = self.network(packed.unsqueeze(1), state["previous_actions"].unsqueeze(1), state["hidden"])
         policy = BranchCategorical.of(out.scores.squeeze(1), action_mask)
         actions = self._explore(policy, env_steps, generator) if explore else policy.mode()
-        extras = {LOG_PROB: policy.log_prob(actions)} if explore else {}
+        extras = {LOG_PROB: policy.of_branches(actions)} if explore else {}
         return actions, {"hidden": out.hidden, "previous_actions": actions}, extras
 
     def _explore(self, policy: BranchCategorical, env_steps: int, generator: torch.Generator | None) -> Tensor:
