@@ -114,6 +114,7 @@ class _Problem:
         self.flat, self.stepwise, self.until = flat, stepwise, until
         self.deadline_s = float(flat.instance.deadline_s) if deadlines else math.inf
         self.value = value
+        self._each_s = max(0.1, 0.3 * (until - time.monotonic()) / len(flat.tasks))  # for a task alone
         self.forbidden: set[tuple[int, int]] = set()
         self.lower = [self._alone(task, math.inf) for task in range(len(flat.tasks))]
         self.bound = sum(self.lower)
@@ -133,7 +134,7 @@ class _Problem:
         """
         share = Programme(self.flat, [task], deadline_s=self.deadline_s, known=Known(frozenset(forbidden)))
         share.limit(cutoff)
-        result = share.solve(max(0.1, min(20.0, self.until - time.monotonic())))
+        result = share.solve(max(0.1, min(self._each_s, self.until - time.monotonic())))
         if result.status == 2:
             return math.inf
         return 0.0 if result.mip_dual_bound is None else float(result.mip_dual_bound)
