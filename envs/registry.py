@@ -36,7 +36,7 @@ class Problem:
 
     The module defines `SCENARIO` (a `Scenario` subclass), `PRESETS` (preset name to the field values that differ from the
     defaults) and `make_simulator(scenario, num_envs, device) -> TeamSimulator`. It may define `HEURISTICS`, the import path of
-    a module of heuristics for this problem (`trainers.baselines`).
+    a module of heuristics for this problem (`trainers.baselines`), and `REPORT`, that of what a comparison adds for it.
     """
 
     module: str

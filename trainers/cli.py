@@ -159,6 +159,13 @@ def evaluate(
 @click.option("--seed", type=click.IntRange(0), default=COMPARISON_SEED, show_default=True, help="Which episodes are played.")
 @click.option("--num-envs", type=click.IntRange(1), default=64, show_default=True, help="Parallel episodes.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/comparison"), show_default=True)
+@click.option(
+    "--solver-s",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="Problems with an exact optimum (dag): seconds to look for each episode's. 0 leaves it out.",
+)
 @OVERRIDE
 @JSON
 def compare(
@@ -170,6 +177,7 @@ def compare(
     seed: int,
     num_envs: int,
     out: Path,
+    solver_s: float,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -182,7 +190,13 @@ def compare(
     sources = parse_policies(policies)
     _show_traces(chosen, as_json)
     results = _play(sources, chosen, episodes, seed, num_envs, as_json)
+    report, remarks = problem_report(chosen), []
+    if report is not None:
+        with _bar("optimum", episodes, as_json) as advance:
+            results, remarks = report.extend(results, chosen, episode_seeds(seed, 0, episodes), solver_s, advance)
     comparison = _print_comparison(results, as_json)
+    for remark in remarks:
+        _say(as_json, remark, {"remark": remark})
     from trainers.figures import comparison_bars, read_curves, save
     from trainers.page import write_page
 
@@ -195,7 +209,14 @@ def compare(
         from trainers.figures import learning_curves
 
         save(learning_curves(curves), out / "learning_curves")
-    page = write_page(out / "index.html", comparison, command=shlex.join(["edgeflock", *sys.argv[1:]]), curves=curves)
+    extras: dict[str, Any] = {}
+    if report is not None:
+        first = int(episode_seeds(seed, 0, 1))
+        extras = report.figures({label: make_policy(of[0], chosen) for label, of in sources.items()}, chosen, first)
+        for name, (_, figure) in extras.items():
+            save(figure, out / name)
+    command = shlex.join(["edgeflock", *sys.argv[1:]])
+    page = write_page(out / "index.html", comparison, command=command, curves=curves, extras=extras)
     _say(as_json, f"written: {page}, figures and evaluation.json beside it", {"page": str(page)})
 
 
@@ -237,6 +258,14 @@ def heuristics(problem: str) -> dict[str, type[Policy]]:
 
     where = None if problem not in PROBLEMS else getattr(PROBLEMS[problem].load(), "HEURISTICS", None)
     return importlib.import_module(where).HEURISTICS if where else {"random": RandomPolicy}
+
+
+def problem_report(scenario: Scenario) -> Any:
+    """The module of what a comparison adds for the scenario's problem (`envs.registry.Problem`), or None."""
+    import importlib
+
+    where = None if scenario.problem not in PROBLEMS else getattr(PROBLEMS[scenario.problem].load(), "REPORT", None)
+    return importlib.import_module(where) if where else None
 
 
 def parse_policies(text: str) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ def write_page(
     command: str = "",
     curves: LearningCurves | None = None,
     statistic: Statistic = "mean",
+    extras: Mapping[str, tuple[str, Figure]] | None = None,
 ) -> Path:
     """Writes `render_page`'s page to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_whole(path, render_page(comparison, title, command, curves, statistic))
+    return write_whole(path, render_page(comparison, title, command, curves, statistic, extras))
 
 
 def render_page(
@@ -37,6 +39,7 @@ def render_page(
     command: str = "",
     curves: LearningCurves | None = None,
     statistic: Statistic = "mean",
+    extras: Mapping[str, tuple[str, Figure]] | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -44,11 +47,14 @@ def render_page(
         title: Heading; by default the scenario and how many policies are compared.
         command: The command line that made the page, for whoever wants to repeat it.
         curves: Learning curves of the compared policies, drawn with `statistic` over the runs.
+        extras: Further figures: a name to (caption, figure).
     """
     figures = [_figure("bars", "Mean of each metric with its interval, one bar per policy", comparison_bars(comparison))]
     if curves is not None:
         caption = "Return during training, one line per algorithm, with a 95 % band over its runs"
         figures.append(_figure("curves", caption, learning_curves(curves, statistic)))
+    for index, (caption, figure) in enumerate((extras or {}).values()):
+        figures.append(_figure(f"extra{index}", caption, figure))
     count = len(comparison.policies)
     page = {
         "title": title or f"{comparison.scenario}: {count} {'policies' if count > 1 else 'policy'}",

@@ -11,6 +11,7 @@ from envs.dag.simulator import DagSimulator
 
 SCENARIO = DagScenario
 HEURISTICS = "trainers.baselines.dag"
+REPORT = "trainers.baselines.dag_report"
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"mask_invalid": False, "cloud_round_trip_s": 0.0},
     "paper-masked": {"cloud_round_trip_s": 0.0},
