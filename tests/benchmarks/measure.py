@@ -112,8 +112,8 @@ def verdict(results: dict[str, Any], names: list[str], peer: str, target: float)
     return "\n".join(lines)
 
 
-def stock_ppo(preset: str, lstm: bool, runners: int = 0, envs: int = 1) -> PPOConfig:
-    """Stock multi-agent PPO with one policy that all agents share, on the vehicular problem as RLlib's MultiAgentEnv.
+def stock_ppo(scenario: str, lstm: bool, runners: int = 0, envs: int = 1) -> PPOConfig:
+    """Stock multi-agent PPO with one policy that all agents share, on `problem/preset` as RLlib's MultiAgentEnv.
 
     Everything else is RLlib's default. The network is an MLP with two layers of `HIDDEN`, or one layer and an LSTM of `HIDDEN`.
     The MLP favours the peer: it is cheaper than our encoder with GRU, members and branches. So does that it ignores masks.
@@ -121,9 +121,10 @@ def stock_ppo(preset: str, lstm: bool, runners: int = 0, envs: int = 1) -> PPOCo
     model = DefaultModelConfig(
         fcnet_hiddens=[HIDDEN] if lstm else [HIDDEN, HIDDEN], use_lstm=lstm, lstm_cell_size=HIDDEN, max_seq_len=60
     )
+    problem, _, preset = scenario.partition("/")
     return (
         PPOConfig()
-        .environment("edgeflock/vehicular", env_config={"scenario": preset})
+        .environment(f"edgeflock/{problem}", env_config={"scenario": preset})
         .env_runners(num_env_runners=runners, num_envs_per_env_runner=envs)
         .multi_agent(policies={"shared"}, policy_mapping_fn=lambda agent, episode, **kwargs: "shared")
         .rl_module(model_config=model)

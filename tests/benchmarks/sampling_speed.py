@@ -1,6 +1,6 @@
 """Sampling: TeamEnvRunner against stock RLlib's MultiAgentEnvRunner. `python -m tests.benchmarks.sampling_speed`.
 
-Both play the same vehicular scenario in this process with freshly made networks of the same width, explore, and count steps of
+Both play the same scenario in this process with freshly made networks of the same width, explore, and count steps of
 the whole team. The target is 30 times the stock runner with its default network.
 """
 
@@ -41,7 +41,7 @@ def team_runner(algorithm: str, scenario: str, num_envs: int) -> Callable[[], in
 
 def stock_runner(scenario: str, steps: int, lstm: bool, envs: int) -> Callable[[], int]:
     """One call is `steps` steps of the environment."""
-    runner = MultiAgentEnvRunner(config=measure.stock_ppo(scenario.removeprefix("vehicular/"), lstm, envs=envs))
+    runner = MultiAgentEnvRunner(config=measure.stock_ppo(scenario, lstm, envs=envs))
 
     def sample() -> int:
         return sum(len(episode) for episode in runner.sample(num_timesteps=steps))
@@ -52,7 +52,7 @@ def stock_runner(scenario: str, steps: int, lstm: bool, envs: int) -> Callable[[
 
 def main() -> None:
     parser = measure.arguments("Environment steps per second of sampling: ours against stock RLlib's.")
-    parser.add_argument("--scenario", default="vehicular/v50-e6", help="a preset of the vehicular problem")
+    parser.add_argument("--scenario", default="vehicular/v50-e6", help="problem/preset")
     parser.add_argument("--algorithm", default="vdn", help="whose network and exploration our runner uses")
     parser.add_argument("--num-envs", type=int, nargs="+", default=[1, 16, 64, 256], help="parallel episodes of our runner")
     parser.add_argument("--peer-steps", type=int, default=180, help="steps of the stock runner in a repetition")

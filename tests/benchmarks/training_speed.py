@@ -42,7 +42,7 @@ def team_training(name: str, scenario: str, num_envs: int | None, iterations: in
 
 def stock_training(scenario: str, lstm: bool, runners: int) -> Callable[[], int]:
     """One call is one iteration."""
-    algorithm = measure.stock_ppo(scenario.removeprefix("vehicular/"), lstm, runners).build_algo()
+    algorithm = measure.stock_ppo(scenario, lstm, runners).build_algo()
     total = 0
 
     def train() -> int:
@@ -55,7 +55,7 @@ def stock_training(scenario: str, lstm: bool, runners: int) -> Callable[[], int]
 
 def main() -> None:
     parser = measure.arguments("Environment steps per second of training: ours against stock multi-agent PPO.")
-    parser.add_argument("--scenario", default="vehicular/v50-e6", help="a preset of the vehicular problem")
+    parser.add_argument("--scenario", default="vehicular/v50-e6", help="problem/preset")
     parser.add_argument("--algorithms", nargs="+", default=["vdn", "qmix", "qplex", "idmac"])
     parser.add_argument("--num-envs", type=int, default=None, help="parallel episodes of ours; None is the preset's")
     parser.add_argument("--iterations", type=int, default=10, help="of ours in a repetition; one evaluation is due in ten")
