@@ -2,9 +2,17 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from envs.team import ActionHead, Field, TeamSpec
-from models.team_network import IntentConfig, NetworkConfig, TeamNetwork, masked_argmax
+from models.team_network import (
+    IntentConfig,
+    NetworkConfig,
+    SeparateNetworks,
+    TeamNetwork,
+    make_team_network,
+    masked_argmax,
+)
 
 AGENTS, STEPS, TEAMS = 5, 4, 3
 SPEC = TeamSpec(
@@ -166,3 +174,54 @@ def test_masked_argmax_takes_the_first_of_the_best_legal_choices():
     scores = torch.tensor([[9.0, 2.0, 2.0, 1.0], [-5.0, -7.0, 0.0, 0.0]])
     mask = torch.tensor([[False, True, True, True], [True, True, False, False]])
     assert masked_argmax(scores, mask).tolist() == [1, 0]
+
+
+# ------------------------------------------------------------------------------------------------------- separate networks
+
+
+def separate() -> SeparateNetworks:
+    torch.manual_seed(4)
+    net = make_team_network(SPEC, NetworkConfig(hidden=16, entity_hidden=8, shared=False))
+    assert isinstance(net, SeparateNetworks)
+    return net
+
+
+def test_agents_with_networks_of_their_own_have_their_own_weights_and_gradients():
+    net = separate()
+    assert len(net.networks) == AGENTS
+    assert not torch.equal(net.networks[0].heads.value.weight, net.networks[1].heads.value.weight)
+    out = net(packed(), previous_actions(), net.initial_state(TEAMS))
+    for agent in range(AGENTS):
+        net.zero_grad()
+        (out.scores[:, :, agent].sum() + out.value[:, :, agent].sum()).backward(retain_graph=True)
+        moved = [any(p.grad is not None and (p.grad != 0).any() for p in one.parameters()) for one in net.networks]
+        assert moved == [i == agent for i in range(AGENTS)]
+
+
+def test_a_network_of_ones_own_is_a_team_network_of_which_one_agent_is_used():
+    net, observation, previous = separate(), packed(), previous_actions()
+    hidden = torch.randn(TEAMS, AGENTS, 16, generator=torch.Generator().manual_seed(2))
+    out = net(observation, previous, hidden)
+    assert net.initial_state(TEAMS).shape == (TEAMS, AGENTS, 16)
+    for i, one in enumerate(net.networks):
+        alone = one(observation, previous, hidden)
+        torch.testing.assert_close(out.scores[:, :, i], alone.scores[:, :, i])
+        torch.testing.assert_close(out.value[:, :, i], alone.value[:, :, i])
+        torch.testing.assert_close(out.hidden[:, i], alone.hidden[:, i])
+    torch.testing.assert_close(out.branches.dense(), out.scores)
+    assert out.intent is None
+    assert net.message_bytes == 0
+
+
+def test_separate_networks_take_the_same_statistics():
+    net = separate()
+    net.fit(packed()[0, 0])
+    shifts = [one.encoder.plain_standard.shift for one in net.networks]
+    assert (shifts[0] != 0).all()
+    assert all(torch.equal(shift, shifts[0]) for shift in shifts)
+
+
+def test_intents_need_shared_weights():
+    with pytest.raises(ValidationError, match="shared = false: expected true where agents exchange intents"):
+        NetworkConfig(shared=False, intent=INTENT)
+    assert isinstance(make_team_network(SPEC, NetworkConfig(intent=INTENT)), TeamNetwork)
