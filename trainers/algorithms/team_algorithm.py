@@ -57,7 +57,8 @@ class TeamAlgorithmConfig(AlgorithmConfig):
         self.network = NetworkConfig()
         self.evaluation_episodes = 64
         self.budget = 0
-        self.framework("torch")
+        # Several learners: not every family has a use for every output of the team's network.
+        self.framework("torch", torch_ddp_kwargs={"find_unused_parameters": True})
         self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
         self.env_runners(env_runner_cls=TeamEnvRunner, batch_mode="complete_episodes", num_env_runners=0)
         self.fault_tolerance(restart_failed_env_runners=True)
