@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from envs.team import random_actions
 from models.team_module import ACTIONS, AGENT_REWARD, ALIVE, FILLED, REWARD, TeamModule
 from trainers.algorithms.policy_gradient import join_rows
 from trainers.algorithms.team_algorithm import Settings, TeamAlgorithm, TeamAlgorithmConfig
@@ -78,9 +79,10 @@ class CsUcbModule(TeamModule):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         legal = action_mask & self._constraints(packed, action_mask)
         scores = self.scores(explore).masked_fill(~legal, -torch.inf)
-        if explore:  # among equals, as all are at the start, any
-            scores = scores + 1e-6 * torch.rand(scores.shape, generator=generator, device=scores.device)
-        return scores.argmax(-1), {}, {}
+        if not explore:
+            return scores.argmax(-1), {}, {}
+        best = scores == scores.amax(-1, keepdim=True)  # among equals, as all are at the start, any
+        return random_actions(best, generator), {}, {}
 
     def scores(self, explore: bool) -> Tensor:
         """`[N, H, C]`: mean reward plus, when it explores, `bonus * deviation * sqrt(2 ln N_i / n_i(a))`.
