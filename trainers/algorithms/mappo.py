@@ -96,7 +96,8 @@ class MappoModule(PolicyModule):
 
     @torch.no_grad()
     def advantages(self, rows: JointEpisodes) -> JointEpisodes:
-        """Normalised advantages, value targets and old values, `[B, T]`; takes the targets into the value's normalisation."""
+        """Normalised advantages, value targets and the critic's old outputs, `[B, T]`; takes the targets into the value's
+        normalisation."""
         settings = self.settings
         rows = {name: rows[name].to(self.device) for name in (STATE, REWARD, TERMINATED, FILLED)}
         old = self.critic(rows[STATE])
@@ -108,8 +109,7 @@ class MappoModule(PolicyModule):
         self.normaliser.update(target[rows[FILLED]])
         sampled = advantage[rows[FILLED]]
         advantage = (advantage - sampled.mean()) / (sampled.std(unbiased=False) + 1e-5)
-        old = self.normaliser.normalise(value[:, :-1])
-        return {ADVANTAGE: advantage.cpu(), TARGET: target.cpu(), OLD_VALUE: old.cpu()}
+        return {ADVANTAGE: advantage.cpu(), TARGET: target.cpu(), OLD_VALUE: old[:, :-1].cpu()}
 
     def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         policy, _ = self.unroll(batch)
