@@ -118,23 +118,15 @@ class ComaModule(PolicyModule):
     # -- learning --
 
     def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        settings = self.settings
         actions = batch[ACTIONS].to(torch.int64)
-        seen = (batch[OBSERVATION][:, :-1], batch[STATE][:, :-1], actions)
-        policy, _ = self.unroll(batch)
-        scores, value = self.critic(*seen)
+        everywhere, _ = self.unroll(batch, after=True)
+        policy = BranchCategorical(everywhere.log_p[:, :-1])
+        scores, value = self.critic(batch[OBSERVATION][:, :-1], batch[STATE][:, :-1], actions)
         decides = batch[ACTION_MASK][:, :-1].sum(-1) > 1  # [B, T, N, H]; a forced choice is neither good nor bad
         chosen = scores.gather(-1, actions.unsqueeze(-1)).squeeze(-1) * decides
         with torch.no_grad():
             advantage = counterfactual_advantage(policy, scores, actions) * decides
-            slow_scores, slow_value = self.target_critic(*seen)
-            slow_chosen = slow_scores.gather(-1, actions.unsqueeze(-1)).squeeze(-1) * decides
-            alive = batch[ALIVE][:, :-1]
-            # All agents estimate the same quantity, the value of the joint action: the mean over those that are there.
-            joint = ((slow_chosen.sum(-1) + slow_value) * alive).sum(-1) / alive.sum(-1).clamp(min=1)
-            targets = td_lambda_targets(
-                batch[REWARD], batch[TERMINATED], batch[FILLED], F.pad(joint[:, 1:], (0, 1)), settings.gamma, settings.td_lambda
-            )
+            targets = self._targets(batch, actions, everywhere)
         return {
             "q": chosen.sum(-1) + value,
             "targets": targets,
@@ -142,6 +134,25 @@ class ComaModule(PolicyModule):
             "log_p": policy.of_branches(actions),
             "entropy": policy.entropy(),
         }
+
+    def _targets(self, batch: dict[str, Tensor], actions: Tensor, policy: BranchCategorical) -> Tensor:
+        """TD(lambda) targets from the slow critic, `[B, T]`; an episode that was cut off goes on as the policy would.
+
+        Args:
+            policy: `[B, T + 1, N, H]`.
+        """
+        settings, alive = self.settings, batch[ALIVE]
+        filled = batch[FILLED].unsqueeze(-1).unsqueeze(-1)
+        ends = F.pad(filled, (0, 0, 0, 0, 1, 0), value=True) & ~F.pad(filled, (0, 0, 0, 0, 0, 1))
+        actions = torch.where(ends, policy.sample(), F.pad(actions, (0, 0, 0, 0, 0, 1)))
+        scores, value = self.target_critic(batch[OBSERVATION], batch[STATE], actions)
+        decides = batch[ACTION_MASK].sum(-1) > 1
+        chosen = scores.gather(-1, actions.unsqueeze(-1)).squeeze(-1) * decides
+        # All agents estimate the same quantity, the value of the joint action: the mean over those that are there.
+        joint = ((chosen.sum(-1) + value) * alive).sum(-1) / alive.sum(-1).clamp(min=1)
+        return td_lambda_targets(
+            batch[REWARD], batch[TERMINATED], batch[FILLED], joint[:, 1:], settings.gamma, settings.td_lambda
+        )
 
 
 def counterfactual_advantage(policy: BranchCategorical, scores: Tensor, actions: Tensor) -> Tensor:

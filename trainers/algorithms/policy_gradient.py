@@ -35,12 +35,17 @@ class PolicyModule(TeamModule):
         """The actions `[E, N, H]` of a decision that gathers experience."""
         return policy.sample(generator)
 
-    def unroll(self, batch: dict[str, Tensor]) -> tuple[BranchCategorical, NetworkOutput]:
-        """The policies in the T steps that were acted in, `[B, T, N, H]` distributions."""
+    def unroll(self, batch: dict[str, Tensor], after: bool = False) -> tuple[BranchCategorical, NetworkOutput]:
+        """The policies in the T steps that were acted in, `[B, T, N, H]` distributions.
+
+        Args:
+            after: Also in what the last action led to, `[B, T + 1, N, H]`.
+        """
         actions = batch[ACTIONS].to(torch.int64)
-        previous = F.pad(actions[:, :-1], (0, 0, 0, 0, 1, 0), value=-1)
-        out = self.network(batch[OBSERVATION][:, :-1], previous, self.network.initial_state(len(actions)))
-        return BranchCategorical.of(out.scores, batch[ACTION_MASK][:, :-1]), out
+        previous = F.pad(actions, (0, 0, 0, 0, 1, 0), value=-1)
+        steps = actions.shape[1] + after
+        out = self.network(batch[OBSERVATION][:, :steps], previous[:, :steps], self.network.initial_state(len(actions)))
+        return BranchCategorical.of(out.scores, batch[ACTION_MASK][:, :steps]), out
 
 
 def join_rows(parts: list[JointEpisodes]) -> JointEpisodes:
