@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from ray.rllib.core import DEFAULT_MODULE_ID
 
@@ -13,7 +11,6 @@ from envs.team import ActionHead, Field, TeamSpec
 from models.encoders import BranchScores
 from models.team_module import ACTION_MASK, ACTIONS, ALIVE, FILLED, OBSERVATION, REWARD, STATE, TERMINATED
 from models.team_network import IntentConfig, NetworkConfig, NetworkOutput
-from trainers.algorithms.returns import td_lambda_targets
 from trainers.algorithms.value_decomposition import (
     ValueDecompositionConfig,
     ValueSettings,
@@ -34,61 +31,6 @@ SPEC = TeamSpec(
     max_steps=STEPS,
 )
 NETWORK = NetworkConfig(hidden=8, entity_hidden=4, intent=IntentConfig(size=3, key_size=3, tokens=2))
-
-
-# --------------------------------------------------------------------------------------------------------------- targets
-
-
-def targets(reward, terminated, filled, next_value, gamma=0.5, td_lambda=0.5):
-    """Of one episode, from lists."""
-    row = (torch.tensor([values]) for values in (reward, terminated, filled, next_value))
-    return td_lambda_targets(*row, gamma, td_lambda)[0].tolist()
-
-
-def test_targets_of_a_terminated_episode():
-    # the last step: 4, nothing comes after it; then 2 + 0.5 * (0.5 * 6 + 0.5 * 4) = 4.5;
-    # then 1 + 0.5 * (0.5 * 10 + 0.5 * 4.5) = 4.625
-    assert targets([1.0, 2.0, 4.0], [False, False, True], [True] * 3, [10.0, 6.0, 99.0]) == [4.625, 4.5, 4.0]
-
-
-def test_targets_of_a_truncated_episode():
-    # the last step goes on with the value of what was seen last: 4 + 0.5 * 8 = 8
-    # then 2 + 0.5 * (0.5 * 6 + 0.5 * 8) = 5.5; then 1 + 0.5 * (0.5 * 10 + 0.5 * 5.5) = 4.875
-    assert targets([1.0, 2.0, 4.0], [False] * 3, [True] * 3, [10.0, 6.0, 8.0]) == [4.875, 5.5, 8.0]
-
-
-@pytest.mark.parametrize("terminated", [False, True])
-def test_targets_do_not_look_into_padding(terminated):
-    short = targets([1.0, 2.0], [False, terminated], [True] * 2, [10.0, 6.0])
-    padded = targets(
-        [1.0, 2.0, 7.0, 7.0], [False, terminated, terminated, False], [True, True, False, False], [10.0, 6.0, 50.0, -50.0]
-    )
-    # 2 + 0.5 * 6 = 5 unless terminated; then 1 + 0.5 * (0.5 * 10 + 0.5 * that)
-    assert short == padded[:2] == ([4.0, 2.0] if terminated else [4.75, 5.0])
-
-
-def test_targets_at_the_ends_of_lambda():
-    reward, over, filled, value = [1.0, 2.0, 4.0], [False] * 3, [True] * 3, [10.0, 6.0, 8.0]
-    assert targets(reward, over, filled, value, td_lambda=0.0) == [6.0, 5.0, 8.0]  # one step: r + 0.5 * value
-    assert targets(reward, over, filled, value, td_lambda=1.0) == [4.0, 6.0, 8.0]  # the return, and 8 at its end
-    assert targets(reward, over, filled, value, gamma=0.0) == reward
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    rewards=st.lists(st.floats(-10, 10), min_size=1, max_size=8),
-    gamma=st.floats(0, 1),
-    td_lambda=st.floats(0, 1),
-)
-def test_exact_values_are_their_own_targets(rewards, gamma, td_lambda):
-    """If every next value is the return that follows, the target is the return, whatever lambda is."""
-    returns = [0.0]
-    for reward in reversed(rewards):
-        returns.append(reward + gamma * returns[-1])
-    returns = returns[::-1]
-    steps = len(rewards)
-    got = targets(rewards, [False] * (steps - 1) + [True], [True] * steps, returns[1:], gamma, td_lambda)
-    np.testing.assert_allclose(got, returns[:-1], atol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------------- rewards
