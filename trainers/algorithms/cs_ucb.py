@@ -164,6 +164,10 @@ class CsUcbConfig(TeamAlgorithmConfig):
         super().__init__(algo_class=algo_class or CsUcb)
         self.settings = CsUcbSettings()
 
+    def learners(self, *, num_learners: int = 0, **kwargs: Any) -> CsUcbConfig:
+        """At most one: without parameters there is nothing that several could share."""
+        return super().learners(num_learners=min(num_learners, 1), **kwargs)
+
     def get_default_learner_class(self) -> type[CsUcbLearner]:
         return CsUcbLearner
 
