@@ -54,6 +54,7 @@ class ReplayAlgorithm(TeamAlgorithm):
             self.rewards.add(rows)
             self.sampled(rows)
         if self.replay.size < settings.learning_starts:
+            self.sync()  # what families count in `sampled` acts too
             return
         if not self.inputs_fitted:
             self.fit_inputs(self.replay.sample(settings.batch_episodes, draw=0))
