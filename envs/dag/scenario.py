@@ -71,7 +71,9 @@ class DagScenario(Scenario):
     edge_cloud_bps: Positive = Field(12e6, description="r_ec, both ways")
     cloud_uplink_bps: Positive = Field(3e6, description="device to cloud")
     cloud_downlink_bps: Positive = Field(12e6, description="cloud to device")
-    cloud_round_trip_s: NonNegative = Field(0.1, description="added to the input transfer of what runs on the cloud; paper: 0")
+    cloud_round_trip_s: NonNegative = Field(
+        0.5, description="added to the input transfer of what runs on the cloud: network and time to the first token; paper: 0"
+    )
 
     # Score and reward
     deadline_s: Positive = Field(3.0, description="T_max; the paper's sweep: 2.5, 2.8, 3.0 s")

@@ -14,17 +14,23 @@ from trainers.config import make_run_config
 from trainers.train import build_algorithm
 
 # Uniform exploration and one-step targets, as in the papers' own experiments.
-GAME = [
+VALUES = [
     *("algorithm.epsilon_end=1.0", "algorithm.gamma=1.0", "algorithm.td_lambda=0.0", "algorithm.target_tau=0.02"),
-    *("algorithm.lr=1e-3", "algorithm.rewards=raw", "training.evaluation_interval=1000"),
+    *("algorithm.lr=1e-3", "algorithm.rewards=raw"),
 ]
+POLICIES = {
+    "mappo": ["algorithm.gamma=1.0"],
+    "coma": ["algorithm.gamma=1.0", "algorithm.critic_lr=5e-3"],  # a critic that keeps ahead of the actors
+    "ucb-coma": ["algorithm.gamma=1.0", "algorithm.critic_lr=5e-3"],
+    "maddpg": ["algorithm.gamma=1.0"],
+}
 
 
-def greedy_return(algorithm: str, game: str, iterations: int, seed: int, updates: int) -> float:
+def greedy_return(algorithm: str, game: str, iterations: int, seed: int, settings: list[str]) -> float:
     """Return of the greedy joint policy after training."""
     torch.set_num_threads(1)
     initialise_ray(0)
-    config = make_run_config(algorithm, f"games/{game}", seed, [*GAME, f"algorithm.updates={updates}"])
+    config = make_run_config(algorithm, f"games/{game}", seed, [*settings, "training.evaluation_interval=1000"])
     learner = build_algorithm(config, make_simulator(config.scenario).spec)
     try:
         for _ in range(iterations):
@@ -37,13 +43,24 @@ def greedy_return(algorithm: str, game: str, iterations: int, seed: int, updates
 @pytest.mark.parametrize(("algorithm", "expected"), [("vdn", 7.0), ("qmix", 8.0), ("qplex", 8.0), ("idmac", 8.0)])
 def test_two_step_game(algorithm: str, expected: float) -> None:
     """Rashid et al. 2018, Sec. 5: VDN settles for the safe 7, monotonic mixing and QPLEX reach 8."""
-    assert greedy_return(algorithm, "two-step", iterations=140, seed=1, updates=4) == expected
+    assert greedy_return(algorithm, "two-step", iterations=140, seed=1, settings=[*VALUES, "algorithm.updates=4"]) == expected
 
 
 @pytest.mark.parametrize(("algorithm", "finds_optimum"), [("vdn", False), ("qmix", False), ("qplex", True)])
 def test_non_monotonic_matrix_game(algorithm: str, finds_optimum: bool) -> None:
     """Wang et al. 2021, Table 1: only QPLEX finds the 8 that is surrounded by -12."""
-    assert (greedy_return(algorithm, "qplex-matrix", iterations=90, seed=1, updates=32) == 8.0) == finds_optimum
+    settings = [*VALUES, "algorithm.updates=32"]
+    assert (greedy_return(algorithm, "qplex-matrix", iterations=90, seed=1, settings=settings) == 8.0) == finds_optimum
+
+
+@pytest.mark.parametrize(("game", "optimum"), [("agreement", 10.0), ("two-step", 8.0)])
+@pytest.mark.parametrize("algorithm", ["mappo", "coma", "maddpg"])
+def test_policy_gradients_find_the_best_joint_action(algorithm: str, game: str, optimum: float) -> None:
+    assert greedy_return(algorithm, game, iterations=100, seed=1, settings=POLICIES[algorithm]) == optimum
+
+
+def test_optimistic_exploration_solves_the_two_step_game() -> None:
+    assert greedy_return("ucb-coma", "two-step", iterations=100, seed=1, settings=POLICIES["ucb-coma"]) == 8.0
 
 
 @pytest.mark.parametrize("algorithm", ["vdn", "qmix"])

@@ -134,7 +134,7 @@ def test_the_tensors_equal_the_rules_one_by_one(load, seed):
         np.testing.assert_array_equal(schedule.end_s, expected.end_s)
         latency_s, cost_usd = task_latency_s(instance, schedule), task_cost_usd(instance, schedule)
         assert total(results, "completed")[row] == np.isfinite(latency_s).sum()
-        assert total(results, "violations")[row] == (latency_s > 3.0).sum()
+        assert total(results, "violations")[row] == (latency_s > sim.scenario.deadline_s).sum()
         assert total(results, "latency_s")[row].item() == pytest.approx(np.nansum(latency_s), abs=1e-4)
         assert total(results, "cost_usd")[row].item() == pytest.approx(np.nansum(cost_usd), abs=1e-4)
         assert total(results, "objective")[row].item() == pytest.approx(objective(instance, schedule), abs=1e-4)
@@ -174,7 +174,7 @@ def test_masked_episodes_never_pay_a_penalty(load, seed):
         expected = np.zeros(len(instance.exists))
         for i, j in schedule.order:
             at = schedule.location[i, j]
-            late_s = max(0.0, schedule.end_s[i, j] - 3.0)
+            late_s = max(0.0, schedule.end_s[i, j] - sim.scenario.deadline_s)
             expected[i] += 2.0 - late_s - 0.5 * instance.service_s[i, j, at] - 0.5 * instance.cost_usd[i, j, at]
         np.testing.assert_allclose(paid[row], expected, atol=1e-4)
         assert total(results, "reward")[row].item() == pytest.approx(expected.sum(), abs=1e-3)

@@ -107,7 +107,13 @@ def test_edge_falls_back_to_the_cloud_when_its_server_is_down():
 def test_heft_serves_tasks_by_rank_and_counts_what_it_has_placed():
     # Five equal text tasks: the edge is quicker until its queue is longer than the cloud's round trip.
     sim = make_simulator(
-        scenario(graphs=("text-analysis",), input_bits=((1e5, 1e5), (1e5, 1e5), (2e5, 2e5), (3e5, 3e5)), num_tasks=5), 1
+        scenario(
+            graphs=("text-analysis",),
+            input_bits=((1e5, 1e5), (1e5, 1e5), (2e5, 2e5), (3e5, 3e5)),
+            num_tasks=5,
+            cloud_round_trip_s=0.1,
+        ),
+        1,
     )
     result = sim.reset(episode_seeds(0, 0, 1))
     actions, _ = HeftPolicy(sim.spec).act(result.observation, {}, result.action_mask)
