@@ -54,7 +54,7 @@ def untold_tokens(told: Tensor, turn: int, same: Tensor, run: Tensor, window: in
         run: For how many turns the endpoint of the turn before has answered, int64, 0 at the beginning.
     """
     unseen = run.clamp(max=window) * ~same
-    return told[..., turn] - told.gather(-1, (turn - unseen)[..., None]).squeeze(-1)
+    return told[..., turn] - told.gather(-1, (turn - unseen).clamp(min=0)[..., None]).squeeze(-1)
 
 
 def reward(

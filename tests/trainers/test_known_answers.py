@@ -21,7 +21,7 @@ VALUES = [
 POLICIES = {
     "mappo": ["algorithm.gamma=1.0"],
     "coma": ["algorithm.gamma=1.0", "algorithm.critic_lr=5e-3"],  # a critic that keeps ahead of the actors
-    "ucb-coma": ["algorithm.gamma=1.0", "algorithm.critic_lr=5e-3"],
+    "ucb-coma": ["algorithm.gamma=1.0", "algorithm.ucb_steps=3000"],
     "maddpg": ["algorithm.gamma=1.0"],
 }
 
