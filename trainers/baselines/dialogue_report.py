@@ -1,0 +1,164 @@
+"""What `edgeflock compare` shows of the dialogue problem besides metrics: the gap to the optimum, and the survey's Fig. 4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs.dialogue.scenario import DialogueScenario
+from envs.team import Metric
+from trainers.baselines.dialogue import HEURISTICS
+from trainers.baselines.dialogue_optimum import best_plans, best_returns
+from trainers.evaluate import EpisodeResults, evaluate
+from trainers.figures import INK, STYLE, WIDTH_INCHES, Look, looks
+from trainers.policy import Policy
+from trainers.statistics import Interval, bootstrap_interval
+
+Results = dict[str, list[EpisodeResults]]
+
+GAP = Metric(
+    "optimality_gap",
+    None,
+    better="lower",
+    description="return below the clairvoyant optimum (a fleet's: below its upper bound)",
+)
+BAND = ("random", "device", "cloud", "router-strict", "router-balanced", "router-generous", "uncertainty")
+"""Policies that decide request by request and know no prices: their band is shaded."""
+EXACT_UP_TO = 2_000  # conversations
+PANELS = {"latency_s": "latency of a conversation (s)", "cost_usd": "cost of a conversation ($)"}
+WIDEST = 3.0  # budgets that an axis shows; what lies beyond is told, not drawn
+
+_played: dict[tuple[str, int], Results] = {}
+"""(scenario, first episode seed) to the comparison that `extend` saw last, for the figure."""
+
+
+def extend(
+    results: Results,
+    scenario: DialogueScenario,
+    seeds: Tensor,
+    solver_s: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Results, list[str]]:
+    """The results with the metric above, and what to say of the optimum.
+
+    Args:
+        solver_s: Time for each episode's optimum; 0 leaves the gap out.
+    """
+    _played.clear()
+    _played[_key(scenario, int(seeds[0]))] = results
+    if solver_s <= 0:
+        return results, []
+    plans = best_plans(scenario, seeds, solver_s / scenario.num_devices, EXACT_UP_TO)
+    if progress is not None:
+        progress(len(seeds), len(seeds))
+    best = best_returns(plans)
+    exact = [plan.exact for of_episode in plans for plan in of_episode]
+    relaxed = "; waits at the provider are left out, so a fleet may not reach it" if scenario.num_devices > 1 else ""
+    remark = (
+        f"optimum: {best.mean():.3f} on average, all draws known beforehand; exact for {sum(exact)} of {len(exact)} "
+        f"conversations, an upper bound for the others{relaxed}."
+    )
+    return {label: [_with_gap(run, best) for run in runs] for label, runs in results.items()}, [remark]
+
+
+def figures(policies: Mapping[str, Policy], scenario: DialogueScenario, seed: int) -> dict[str, tuple[str, Figure]]:
+    """Quality against latency and against cost, one point for each policy: a name for files to (caption, figure).
+
+    All episodes of the comparison that `extend` saw are in it; without one, the episode `seed` is played.
+    """
+    results = _played.get(_key(scenario, seed))
+    if results is None:
+        seeds = Tensor([0]).long() + seed
+        results = {label: [evaluate(policy, scenario, seeds)] for label, policy in policies.items()}
+    caption = (
+        "Quality against latency and against cost of a conversation, with 95 % intervals; dotted: the budget; shaded: where the "
+        "policies lie that decide request by request"
+    )
+    return {"tradeoff": (caption, tradeoff(results, scenario))}
+
+
+def tradeoff(results: Results, scenario: DialogueScenario) -> Figure:
+    """The survey's Fig. 4 for some policies' results."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained")
+        axes_of = figure.subplots(1, 2, sharey=True)
+        look_of = looks(results)
+        budgets = {"latency_s": scenario.latency_budget_s, "cost_usd": scenario.usd_budget}
+        for axes, (metric, words) in zip(axes_of, PANELS.items(), strict=True):
+            _draw_panel(axes, results, metric, budgets[metric], look_of)
+            axes.set_xlabel(words)
+        axes_of[0].set_ylabel("mean quality of an answer")
+        handles, labels = axes_of[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _draw_panel(axes: Axes, results: Results, metric: str, budget: float, look_of: Mapping[str, Look]) -> None:
+    points = {label: (_interval(runs, metric), _interval(runs, "quality")) for label, runs in results.items()}
+    shown = {label for label, (x, _) in points.items() if x.estimate <= WIDEST * budget}
+    _shade(axes, [(x.estimate, y.estimate) for label, (x, y) in points.items() if label in BAND and label in shown])
+    for label, (x, y) in points.items():
+        learned = label not in HEURISTICS
+        # beyond the axis: at its edge, with an arrow
+        at = x.estimate if label in shown else 1.03 * WIDEST * budget
+        marker = ("*" if learned else "o") if label in shown else ">"
+        axes.errorbar(
+            at,
+            y.estimate,
+            xerr=_distances(x) if label in shown else None,
+            yerr=_distances(y),
+            fmt=marker,
+            markersize=13 if learned else 6.5,
+            color=look_of[label].colour,
+            markeredgecolor=INK,
+            markeredgewidth=0.6,
+            fillstyle="full" if look_of[label].line == "-" else "left",
+            ecolor=INK,
+            elinewidth=0.9,
+            capsize=2,
+            zorder=4 if learned else 3,
+            label=label,
+        )
+        if label not in shown:
+            axes.annotate(f"{x.estimate:,.0f}", (at, y.estimate), (-4, 6), textcoords="offset points", fontsize=8, ha="right")
+    axes.axvline(budget, color=INK, linewidth=0.9, linestyle=":")
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+    axes.grid(alpha=0.25, linewidth=0.6)
+
+
+def _shade(axes: Axes, points: list[tuple[float, float]]) -> None:
+    """A smooth band around the points: their straight line fitted in the root of the amount, as wide as they scatter."""
+    if len(points) < 3:
+        return
+    x, y = (np.array(values) for values in zip(*points, strict=True))
+    amounts = np.linspace(max(0.0, x.min()), x.max(), 200)
+    line = np.polyfit(np.sqrt(x), y, 1)
+    fitted = np.polyval(line, np.sqrt(amounts))
+    residual = y - np.polyval(line, np.sqrt(x))
+    axes.fill_between(amounts, fitted + residual.min(), fitted + residual.max(), color="#8A8A8A", alpha=0.18, linewidth=0)
+
+
+def _interval(runs: list[EpisodeResults], metric: str) -> Interval:
+    return bootstrap_interval(np.stack([run.values[metric] for run in runs]))
+
+
+def _distances(interval: Interval) -> list[list[float]] | None:
+    if np.isnan(interval.low):
+        return None
+    return [[interval.estimate - interval.low], [interval.high - interval.estimate]]
+
+
+def _with_gap(run: EpisodeResults, best: NDArray[np.float64]) -> EpisodeResults:
+    sums = {**run.sums, GAP.numerator: best - run.sums["reward"]}
+    return replace(run, metrics={**run.metrics, GAP.numerator: GAP}, sums=sums)
+
+
+def _key(scenario: DialogueScenario, seed: int) -> tuple[str, int]:
+    return scenario.model_dump_json(), seed
