@@ -417,8 +417,9 @@ class _TrainingReport:
         )
         self._progress.update(self._task, completed=record["env_steps"], words=words)
 
-    def close(self) -> None:
+    def close(self, erase: bool = False) -> None:
         if self._progress is not None:
+            self._progress.live.transient = erase
             self._progress.stop()
             self._progress = None
 
@@ -428,6 +429,9 @@ def _training_progress(total: int, as_json: bool) -> Iterator[_TrainingReport]:
     report = _TrainingReport(total, as_json)
     try:
         yield report
+    except InputError:  # nothing has begun: the complaint stands alone
+        report.close(erase=True)
+        raise
     finally:
         report.close()
 

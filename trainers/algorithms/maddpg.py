@@ -35,7 +35,7 @@ class MaddpgSettings(ReplaySettings):
     critic_lr: float | None = Field(None, gt=0, description="Adam's learning rate for the critic; null: lr")
     temperature: float = Field(1.0, gt=0, description="of the Gumbel-softmax relaxation")
     logit_weight: float = Field(
-        1e-3, ge=0, description="weight of the mean squared logit, which keeps the policies from freezing"
+        1e-3, ge=0, description="weight of the squared logits, summed over an agent's choices: they keep policies from freezing"
     )
     target_tau: float = Field(
         0.01, gt=0, le=1, description="share of actor and critic that enters their slow copies per update"
