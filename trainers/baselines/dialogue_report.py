@@ -78,8 +78,8 @@ def figures(policies: Mapping[str, Policy], scenario: DialogueScenario, seed: in
         seeds = Tensor([0]).long() + seed
         results = {label: [evaluate(policy, scenario, seeds)] for label, policy in policies.items()}
     caption = (
-        "Quality against latency and against cost of a conversation, with 95 % intervals; dotted: the budget; shaded: where the "
-        "policies lie that decide request by request"
+        "Quality against latency and against cost of a conversation, with 95 % intervals; dotted: the budget; shaded: where "
+        "the policies lie that decide request by request"
     )
     return {"tradeoff": (caption, tradeoff(results, scenario))}
 
