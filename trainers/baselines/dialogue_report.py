@@ -33,7 +33,7 @@ BAND = ("random", "device", "cloud", "router-strict", "router-balanced", "router
 """Policies that decide request by request and know no prices: their band is shaded."""
 EXACT_UP_TO = 2_000  # conversations
 PANELS = {"latency_s": "latency of a conversation (s)", "cost_usd": "cost of a conversation ($)"}
-WIDEST = 3.0  # budgets that an axis shows; what lies beyond is told, not drawn
+WIDEST = 4.0  # budgets that an axis shows; what lies beyond is told, not drawn
 
 _played: dict[tuple[str, int], Results] = {}
 """(scenario, first episode seed) to the comparison that `extend` saw last, for the figure."""
@@ -127,7 +127,7 @@ def _draw_panel(axes: Axes, results: Results, metric: str, budget: float, look_o
             label=label,
         )
         if label not in shown:
-            axes.annotate(f"{x.estimate:,.0f}", (at, y.estimate), (-4, 6), textcoords="offset points", fontsize=8, ha="right")
+            axes.annotate(f"{x.estimate:,.3g}", (at, y.estimate), (-4, 6), textcoords="offset points", fontsize=8, ha="right")
     axes.axvline(budget, color=INK, linewidth=0.9, linestyle=":")
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -142,7 +142,8 @@ def _shade(axes: Axes, points: list[tuple[float, float]]) -> None:
     line = np.polyfit(np.sqrt(x), y, 1)
     fitted = np.polyval(line, np.sqrt(amounts))
     residual = y - np.polyval(line, np.sqrt(x))
-    axes.fill_between(amounts, fitted + residual.min(), fitted + residual.max(), color="#8A8A8A", alpha=0.18, linewidth=0)
+    low, high = fitted + residual.min(), fitted + residual.max()
+    axes.fill_between(amounts, low, high, color="#8A8A8A", alpha=0.18, linewidth=0, label="request by request")
 
 
 def _interval(runs: list[EpisodeResults], metric: str) -> Interval:
