@@ -73,7 +73,8 @@ class MaddpgModule(PolicyModule):
         taken = F.one_hot(actions, self.spec.max_choices).to(torch.float32) * decides[:, :-1]
         with torch.no_grad():
             targets = self._targets(batch, actions, decides)
-        q = self.critic(observation[:, :-1], state[:, :-1], taken)
+        look = self.critic.look(observation[:, :-1], state[:, :-1])
+        q = self.critic.value_of(look, taken)
 
         policy, out = self.unroll(batch)
         proposed = straight_through(policy, self.settings.temperature) * decides[:, :-1]
@@ -81,9 +82,11 @@ class MaddpgModule(PolicyModule):
         own = torch.eye(self.spec.num_agents, device=q.device).view(self.spec.num_agents, 1, 1, self.spec.num_agents, 1, 1)
         alternatives = own * proposed + (1.0 - own) * taken
         frozen = {name: value.detach() for name, value in [*self.critic.named_parameters(), *self.critic.named_buffers()]}
-        with torch.no_grad():
-            look = self.critic.look(observation[:, :-1], state[:, :-1])
-        improved = functional_call(_ValueOf(self.critic), {f"critic.{n}": v for n, v in frozen.items()}, (look, alternatives))
+        improved = functional_call(
+            _ValueOf(self.critic),
+            {f"critic.{name}": value for name, value in frozen.items()},
+            (tuple(part.detach() for part in look), alternatives),
+        )
         logits = (out.scores * batch[ACTION_MASK][:, :-1]).square().sum((-1, -2))
         return {
             "q": q,
