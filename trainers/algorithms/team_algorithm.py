@@ -22,7 +22,8 @@ from models.team_module import TeamModule
 from models.team_network import NetworkConfig
 from trainers.rollout import JointEpisodes, TeamEnvRunner
 
-logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # its notices to itself on the new API stack
+for notices in ("ray.rllib", "ray._common.deprecation"):  # RLlib's to itself, on its new API stack
+    logging.getLogger(notices).setLevel(logging.ERROR)
 
 EVALUATION_SEED = 20_260_000
 """Run seed of the episodes that training-time evaluation plays: the same ones for every training."""

@@ -79,7 +79,7 @@ def figures(policies: Mapping[str, Policy], scenario: DialogueScenario, seed: in
         results = {label: [evaluate(policy, scenario, seeds)] for label, policy in policies.items()}
     caption = (
         "Quality against latency and against cost of a conversation, with 95 % intervals; dotted: the budget; shaded: where "
-        "the policies lie that decide request by request"
+        "the survey's baselines lie"
     )
     return {"tradeoff": (caption, tradeoff(results, scenario))}
 
@@ -127,7 +127,14 @@ def _draw_panel(axes: Axes, results: Results, metric: str, budget: float, look_o
             label=label,
         )
         if label not in shown:
-            axes.annotate(f"{x.estimate:,.3g}", (at, y.estimate), (-4, 6), textcoords="offset points", fontsize=8, ha="right")
+            axes.annotate(
+                f"{x.estimate:,.0f}" if x.estimate >= 100 else f"{x.estimate:.3g}",
+                (at, y.estimate),
+                (-4, 6),
+                textcoords="offset points",
+                fontsize=8,
+                ha="right",
+            )
     axes.axvline(budget, color=INK, linewidth=0.9, linestyle=":")
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -143,7 +150,7 @@ def _shade(axes: Axes, points: list[tuple[float, float]]) -> None:
     fitted = np.polyval(line, np.sqrt(amounts))
     residual = y - np.polyval(line, np.sqrt(x))
     low, high = fitted + residual.min(), fitted + residual.max()
-    axes.fill_between(amounts, low, high, color="#8A8A8A", alpha=0.18, linewidth=0, label="request by request")
+    axes.fill_between(amounts, low, high, color="#8A8A8A", alpha=0.18, linewidth=0, label="the survey's baselines")
 
 
 def _interval(runs: list[EpisodeResults], metric: str) -> Interval:
