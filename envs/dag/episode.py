@@ -15,7 +15,7 @@ from envs import random
 from envs.dag.pool import GraphPool, hosts, seconds_per_bit
 from envs.dag.radio import path_gain, shannon_bps
 from envs.dag.scenario import DagScenario
-from envs.dag.timing import on_grid
+from envs.exact import on_grid
 
 
 class Stream(IntEnum):

@@ -18,7 +18,8 @@ from envs.dag.graphs import MODALITIES
 from envs.dag.instance import Instance, Schedule
 from envs.dag.pool import hosts, load_pool, seconds_per_bit
 from envs.dag.scenario import DagScenario
-from envs.dag.timing import on_grid, serve
+from envs.dag.timing import serve
+from envs.exact import on_grid
 from envs.team import StepResult, TeamSimulator
 
 SUMS = (

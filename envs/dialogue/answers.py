@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from envs.dag.timing import on_grid
 from envs.dialogue.episode import Episode
 from envs.dialogue.physics import association, coverage, quality, reward, views_of_choices
 from envs.dialogue.scenario import DialogueScenario
+from envs.exact import on_grid
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from envs import random
-from envs.dag.timing import on_grid
 from envs.dialogue.scenario import WALK, DialogueScenario
 from envs.dialogue.tables import VIEWS
+from envs.exact import on_grid
 
 
 class Stream(IntEnum):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from envs.dag.timing import on_grid
+from envs.exact import on_grid
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from envs.dag.timing import on_grid
 from envs.dialogue import spec
 from envs.dialogue.answers import Answer, Rules, Turn
 from envs.dialogue.episode import Episode, EpisodeSource
 from envs.dialogue.physics import CHOICES, untold_tokens
 from envs.dialogue.queueing import admit
 from envs.dialogue.scenario import DialogueScenario
+from envs.exact import on_grid
 from envs.team import StepResult, TeamSimulator
 
 SUMS = (

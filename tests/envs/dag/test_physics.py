@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.dag.radio import path_gain, shannon_bps
-from envs.dag.timing import on_grid, serve
+from envs.dag.timing import serve
+from envs.exact import on_grid
 from envs.team import episode_seeds
 from tests.envs.dag.play import simulator
 

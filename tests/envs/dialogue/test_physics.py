@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.dag.timing import on_grid
 from envs.dialogue import physics
 from envs.dialogue.queueing import admit
+from envs.exact import on_grid
 
 
 def f64(*values):
