@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.team import TeamSpec
 from models.encoders import ObservationPacker
@@ -52,6 +52,10 @@ class TeamModule(TorchRLModule, InferenceOnlyAPI):
     def trained_parameters(self) -> dict[str, list[Tensor]]:
         """What is optimised, by group; the groups are clipped and stepped apart. Default: everything in one group."""
         return {"actor": [p for p in self.parameters() if p.requires_grad]}
+
+    def slow_copies(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(copy, original) of what follows by `settings.target_tau` after every update. Default: none."""
+        return []
 
     def fit_inputs(self, rows: dict[str, Tensor]) -> None:
         """Takes the statistics by which inputs are standardised from sampled rows; called once, before the first update.

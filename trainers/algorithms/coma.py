@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.critics import CounterfactualCritic
@@ -37,7 +37,7 @@ from trainers.algorithms.policy_gradient import PolicyModule
 from trainers.algorithms.replay_algorithm import ReplayAlgorithm, ReplaySettings
 from trainers.algorithms.returns import td_lambda_targets
 from trainers.algorithms.team_algorithm import FIGURES, TeamAlgorithmConfig
-from trainers.algorithms.team_learner import TeamLearner, move_towards
+from trainers.algorithms.team_learner import TeamLearner
 from trainers.rollout import JointEpisodes
 
 
@@ -83,6 +83,9 @@ class ComaModule(PolicyModule):
 
     def get_non_inference_attributes(self) -> list[str]:
         return ["critic", "target_critic"]
+
+    def slow_copies(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.target_critic, self.critic)]
 
     def trained_parameters(self) -> dict[str, list[Tensor]]:
         return {"actor": list(self.network.parameters()), "critic": list(self.critic.parameters())}
@@ -208,12 +211,6 @@ class ComaLearner(TeamLearner):
         self.metrics.log_dict(figures, key=(module_id, FIGURES), window=1)
         return critic_loss + policy_loss - settings.entropy_weight * entropy
 
-    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        super().after_gradient_based_update(timesteps=timesteps)
-        for module_id in self.module.keys():  # noqa: SIM118 - MultiRLModule is not iterable as a dict
-            module = self.module[module_id].unwrapped()
-            move_towards(module.target_critic, module.critic, module.settings.target_tau)
-
 
 class Coma(ReplayAlgorithm):
     """Learning from the latest episodes, whose choices are counted."""
@@ -232,16 +229,11 @@ class Coma(ReplayAlgorithm):
 class ComaConfig(TeamAlgorithmConfig):
     """RLlib configuration of the family."""
 
+    algorithm_class = Coma
     module_class = ComaModule
+    learner_class = ComaLearner
     settings_class = ComaSettings
     settings: ComaSettings
-
-    def __init__(self, algo_class: type[Coma] | None = None) -> None:
-        super().__init__(algo_class=algo_class or Coma)
-        self.settings = ComaSettings()
-
-    def get_default_learner_class(self) -> type[ComaLearner]:
-        return ComaLearner
 
 
 CONFIG = ComaConfig

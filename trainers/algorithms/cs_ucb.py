@@ -156,20 +156,15 @@ class CsUcb(TeamAlgorithm):
 class CsUcbConfig(TeamAlgorithmConfig):
     """RLlib configuration of CS-UCB."""
 
+    algorithm_class = CsUcb
     module_class = CsUcbModule
+    learner_class = CsUcbLearner
     settings_class = CsUcbSettings
     settings: CsUcbSettings
-
-    def __init__(self, algo_class: type[CsUcb] | None = None) -> None:
-        super().__init__(algo_class=algo_class or CsUcb)
-        self.settings = CsUcbSettings()
 
     def learners(self, *, num_learners: int = 0, **kwargs: Any) -> CsUcbConfig:
         """At most one: without parameters there is nothing that several could share."""
         return super().learners(num_learners=min(num_learners, 1), **kwargs)
-
-    def get_default_learner_class(self) -> type[CsUcbLearner]:
-        return CsUcbLearner
 
 
 CONFIG = CsUcbConfig

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -25,7 +25,7 @@ from models.team_module import ACTION_MASK, ACTIONS, ALIVE, FILLED, OBSERVATION,
 from trainers.algorithms.policy_gradient import PolicyModule
 from trainers.algorithms.replay_algorithm import ReplayAlgorithm, ReplaySettings
 from trainers.algorithms.team_algorithm import FIGURES, TeamAlgorithmConfig
-from trainers.algorithms.team_learner import TeamLearner, move_towards
+from trainers.algorithms.team_learner import TeamLearner
 from trainers.rollout import JointEpisodes
 
 
@@ -55,6 +55,9 @@ class MaddpgModule(PolicyModule):
 
     def get_non_inference_attributes(self) -> list[str]:
         return ["critic", "target_network", "target_critic"]
+
+    def slow_copies(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.target_network, self.network), (self.target_critic, self.critic)]
 
     def trained_parameters(self) -> dict[str, list[Tensor]]:
         return {"actor": list(self.network.parameters()), "critic": list(self.critic.parameters())}
@@ -141,14 +144,6 @@ class MaddpgLearner(TeamLearner):
         self.metrics.log_dict(figures, key=(module_id, FIGURES), window=1)
         return critic_loss + actor_loss
 
-    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        super().after_gradient_based_update(timesteps=timesteps)
-        for module_id in self.module.keys():  # noqa: SIM118 - MultiRLModule is not iterable as a dict
-            module = self.module[module_id].unwrapped()
-            tau = module.settings.target_tau
-            move_towards(module.target_network, module.network, tau)
-            move_towards(module.target_critic, module.critic, tau)
-
 
 class Maddpg(ReplayAlgorithm):
     """Off-policy learning from replay, as its base does it."""
@@ -163,16 +158,11 @@ class Maddpg(ReplayAlgorithm):
 class MaddpgConfig(TeamAlgorithmConfig):
     """RLlib configuration of MADDPG."""
 
+    algorithm_class = Maddpg
     module_class = MaddpgModule
+    learner_class = MaddpgLearner
     settings_class = MaddpgSettings
     settings: MaddpgSettings
-
-    def __init__(self, algo_class: type[Maddpg] | None = None) -> None:
-        super().__init__(algo_class=algo_class or Maddpg)
-        self.settings = MaddpgSettings()
-
-    def get_default_learner_class(self) -> type[MaddpgLearner]:
-        return MaddpgLearner
 
 
 CONFIG = MaddpgConfig

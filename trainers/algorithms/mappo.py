@@ -186,16 +186,11 @@ class Mappo(TeamAlgorithm):
 class MappoConfig(TeamAlgorithmConfig):
     """RLlib configuration of MAPPO."""
 
+    algorithm_class = Mappo
     module_class = MappoModule
+    learner_class = MappoLearner
     settings_class = MappoSettings
     settings: MappoSettings
-
-    def __init__(self, algo_class: type[Mappo] | None = None) -> None:
-        super().__init__(algo_class=algo_class or Mappo)
-        self.settings = MappoSettings()
-
-    def get_default_learner_class(self) -> type[MappoLearner]:
-        return MappoLearner
 
 
 CONFIG = MappoConfig

@@ -20,6 +20,7 @@ from envs.registry import Scenario
 from envs.team import TeamSpec, episode_seeds
 from models.team_module import TeamModule
 from models.team_network import NetworkConfig
+from trainers.algorithms.team_learner import TeamLearner
 from trainers.rollout import JointEpisodes, TeamEnvRunner
 
 for notices in ("ray.rllib", "ray._common.deprecation"):  # RLlib's to itself, on its new API stack
@@ -48,13 +49,15 @@ class Settings(BaseModel):
 class TeamAlgorithmConfig(AlgorithmConfig):
     """RLlib's configuration for a team algorithm; `team` sets what is ours, RLlib's own methods the rest."""
 
+    algorithm_class: type[TeamAlgorithm]
     module_class: type[TeamModule]
+    learner_class: type[TeamLearner]
     settings_class: type[Settings]
     spec: TeamSpec
 
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
-        super().__init__(algo_class=algo_class)
-        self.settings: Settings = Settings()
+        super().__init__(algo_class=algo_class or self.algorithm_class)
+        self.settings: Settings = self.settings_class()
         self.network = NetworkConfig()
         self.evaluation_episodes = 64
         self.budget = 0
@@ -99,6 +102,9 @@ class TeamAlgorithmConfig(AlgorithmConfig):
         if settings.lr_end is None:
             return lr
         return [[0, lr], [self.budget, lr * settings.lr_end / settings.lr]]
+
+    def get_default_learner_class(self) -> type[TeamLearner]:
+        return self.learner_class
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         model_config = {"spec": self.spec, "network": self.network, "settings": self.settings}

@@ -29,6 +29,13 @@ class TeamLearner(TorchLearner):
         sequence = np.random.SeedSequence([self.config.seed or 0, self._weights_seq_no])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        super().after_gradient_based_update(timesteps=timesteps)
+        for module_id in self.module.keys():  # noqa: SIM118 - MultiRLModule is not iterable as a dict
+            module = self.module[module_id].unwrapped()
+            for target, online in module.slow_copies():
+                move_towards(target, online, module.settings.target_tau)
+
 
 @torch.no_grad()
 def move_towards(target: nn.Module, online: nn.Module, tau: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from envs.team import random_actions
@@ -37,7 +37,7 @@ from models.team_network import NetworkOutput, masked_argmax
 from trainers.algorithms.replay_algorithm import ReplayAlgorithm, ReplaySettings
 from trainers.algorithms.returns import td_lambda_targets
 from trainers.algorithms.team_algorithm import FIGURES, TeamAlgorithmConfig
-from trainers.algorithms.team_learner import TeamLearner, move_towards
+from trainers.algorithms.team_learner import TeamLearner
 from trainers.rollout import JointEpisodes
 
 
@@ -85,6 +85,9 @@ class ValueModule(TeamModule):
 
     def get_non_inference_attributes(self) -> list[str]:
         return ["mixer", "target_network", "target_mixer", "state_standard"]
+
+    def slow_copies(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.target_network, self.network), (self.target_mixer, self.mixer)]
 
     def fit_inputs(self, rows: JointEpisodes) -> None:
         super().fit_inputs(rows)
@@ -201,14 +204,6 @@ class ValueLearner(TeamLearner):
         self.metrics.log_dict(figures, key=(module_id, FIGURES), window=1)
         return loss
 
-    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        super().after_gradient_based_update(timesteps=timesteps)
-        for module_id in self.module.keys():  # noqa: SIM118 - MultiRLModule is not iterable as a dict
-            module = self.module[module_id].unwrapped()
-            tau = module.settings.target_tau
-            move_towards(module.target_network, module.network, tau)
-            move_towards(module.target_mixer, module.mixer, tau)
-
 
 class ValueDecomposition(ReplayAlgorithm):
     """Off-policy learning from replay, as its base does it."""
@@ -223,16 +218,11 @@ class ValueDecomposition(ReplayAlgorithm):
 class ValueDecompositionConfig(TeamAlgorithmConfig):
     """RLlib configuration of the family."""
 
+    algorithm_class = ValueDecomposition
     module_class = ValueModule
+    learner_class = ValueLearner
     settings_class = ValueSettings
     settings: ValueSettings
-
-    def __init__(self, algo_class: type[ValueDecomposition] | None = None) -> None:
-        super().__init__(algo_class=algo_class or ValueDecomposition)
-        self.settings = ValueSettings()
-
-    def get_default_learner_class(self) -> type[ValueLearner]:
-        return ValueLearner
 
 
 CONFIG = ValueDecompositionConfig
