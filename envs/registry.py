@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.errors import InputError
-from envs.team import TeamSimulator
+from envs.team import TeamSimulator, TeamSpec
 
 
 class Scenario(BaseModel):
@@ -24,6 +24,20 @@ class Scenario(BaseModel):
 
     problem: str
     name: str = ""
+
+
+class ScenarioSpec(TeamSpec):
+    """The contract, which also knows the scenario, for heuristics that compute with its physics.
+
+    The scenario is no field of the dataclass: what is stored or sent of a spec is the contract alone. Each problem's subclass
+    says of which type its scenario is.
+    """
+
+    physics: Scenario
+
+    def __init__(self, physics: Scenario, **contract: Any) -> None:
+        super().__init__(**contract)
+        object.__setattr__(self, "physics", physics)
 
 
 @dataclass(frozen=True)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from envs.dag.graphs import MODALITIES
 from envs.dag.pool import GraphPool, hosts, seconds_per_bit
 from envs.dag.radio import path_gain, shannon_bps
 from envs.dag.scenario import DagScenario
-from envs.team import ActionHead, Field, Metric, TeamSpec
+from envs.registry import ScenarioSpec
+from envs.team import ActionHead, Field, Metric
 
 STATE_PER_SUBTASK = 7 + len(MODALITIES)
 TIME_UNIT_S = 0.1
 
 
-class DagSpec(TeamSpec):
-    """The contract, which also knows the scenario, for heuristics that compute with its physics.
-
-    The scenario is no field of the dataclass: what is stored or sent of a spec is the contract alone.
-    """
+class DagSpec(ScenarioSpec):
+    """The contract of the problem and its scenario."""
 
     physics: DagScenario
-
-    def __init__(self, physics: DagScenario, **contract: Any) -> None:
-        super().__init__(**contract)
-        object.__setattr__(self, "physics", physics)
 
 
 def observation_fields(s: DagScenario, pool: GraphPool) -> dict[str, Field]:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from envs.dialogue.physics import CHOICES
 from envs.dialogue.scenario import DialogueScenario
 from envs.dialogue.tables import VIEWS
-from envs.team import ActionHead, Field, Metric, TeamSpec
+from envs.registry import ScenarioSpec
+from envs.team import ActionHead, Field, Metric
 
 STATE_PER_DEVICE = 13
 """Besides one for each category."""
 
 
-class DialogueSpec(TeamSpec):
-    """The contract, which also knows the scenario, for heuristics that compute with its tables.
-
-    The scenario is no field of the dataclass: what is stored or sent of a spec is the contract alone.
-    """
+class DialogueSpec(ScenarioSpec):
+    """The contract of the problem and its scenario."""
 
     physics: DialogueScenario
-
-    def __init__(self, physics: DialogueScenario, **contract: Any) -> None:
-        super().__init__(**contract)
-        object.__setattr__(self, "physics", physics)
 
 
 def largest_budgets(s: DialogueScenario) -> tuple[float, float]:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from envs.team import ActionHead, Field, Metric, TeamSpec
+from envs.registry import ScenarioSpec
+from envs.team import ActionHead, Field, Metric
 from envs.vehicular.scenario import VehicularScenario
 
 MIN_GAIN_DB, MAX_GAIN_DB = -200.0, -40.0
 
 
-class VehicularSpec(TeamSpec):
-    """The contract, which also knows the scenario, for heuristics that compute with its physics.
-
-    The scenario is no field of the dataclass: what is stored or sent of a spec is the contract alone.
-    """
+class VehicularSpec(ScenarioSpec):
+    """The contract of the problem and its scenario."""
 
     physics: VehicularScenario
-
-    def __init__(self, physics: VehicularScenario, **contract: Any) -> None:
-        super().__init__(**contract)
-        object.__setattr__(self, "physics", physics)
 
 
 def observation_fields(s: VehicularScenario) -> dict[str, Field]:
