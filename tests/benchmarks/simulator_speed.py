@@ -1,4 +1,4 @@
-"""Steps per second of the vehicular simulator on one core: `python -m tests.benchmarks.simulator_speed`.
+"""Steps per second of simulators on one core: `python -m tests.benchmarks.simulator_speed --scenarios dag/t5 dialogue/d8`.
 
 Random legal actions; resets count, choosing the actions does not. Times are processor times of this process, so that other
 work on the machine disturbs little. A step of E episodes counts as E env-steps.
@@ -11,51 +11,43 @@ import time
 
 import torch
 
-from envs.registry import make_scenario, make_simulator
-from envs.team import episode_seeds, random_actions
+from envs.registry import make_scenario, make_simulator, scenario_names
+from envs.team import TeamSimulator, episode_seeds, random_actions
+from trainers.config import parse_overrides
 
 
-def env_steps_per_second(name: str, num_envs: int, overrides: dict[str, object] | None = None, slots: int = 60) -> float:
-    """Of the fastest of three episodes: the others show what else runs on the machine."""
-    simulator = make_simulator(make_scenario(name, {"horizon_slots": slots, **(overrides or {})}), num_envs)
-    seeds, generator = episode_seeds(0, 0, num_envs), torch.Generator().manual_seed(0)
-    fastest = float("inf")
-    for _ in range(3):
+def env_steps_per_second(simulator: TeamSimulator, seconds: float) -> float:
+    """Of the fastest episode: the others show what else runs on the machine."""
+    seeds, generator = episode_seeds(0, 0, simulator.num_envs), torch.Generator().manual_seed(0)
+    fastest, stop = float("inf"), time.process_time() + seconds
+    while time.process_time() < stop:
         begin = time.process_time()
         result = simulator.reset(seeds)
         spent = time.process_time() - begin
-        for _ in range(slots):
+        for _ in range(simulator.spec.max_steps):
             actions = random_actions(result.action_mask, generator)
             begin = time.process_time()
             result = simulator.step(actions)
             spent += time.process_time() - begin
         fastest = min(fastest, spent)
-    return slots * num_envs / fastest
-
-
-def table(title: str, rows: dict[str, float]) -> None:
-    """Rates, and each as a multiple of the first."""
-    first = next(iter(rows.values()))
-    print(f"\n| {title} | env-steps/s | ratio |\n|---|---|---|")
-    for label, rate in rows.items():
-        print(f"| {label} | {rate:,.0f} | {rate / first:.2f} |", flush=True)
+    return simulator.spec.max_steps * simulator.num_envs / fastest
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed of the vehicular simulator on one core.")
-    parser.add_argument("--num-envs", type=int, default=256)
-    envs = parser.parse_args().num_envs
+    parser = argparse.ArgumentParser(description="Speed of simulators on one core.")
+    parser.add_argument("--scenarios", nargs="+", default=scenario_names(), help="default: every preset of every problem")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 64, 512], help="parallel episodes")
+    parser.add_argument("--seconds", type=float, default=2.0, help="processor time for each figure")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="scenario.KEY=VALUE, repeatable")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    presets = ("v50-e6", "v100-e6", "v200-e6", "v200-e12")
-    table(f"scenario, E = {envs}", {name: env_steps_per_second(f"vehicular/{name}", envs) for name in presets})
-    sizes = (1, 8, 64, 256, 512)
-    table("E, v50-e6", {str(size): env_steps_per_second("vehicular/v50-e6", size) for size in sizes})
-    counts = (3, 6, 12, 24)
-    edges = {str(m): env_steps_per_second("vehicular/v50-e6", envs // 4, {"num_edges": m}) for m in counts}
-    table(f"M, 50 vehicles, E = {envs // 4}", edges)
-    counts = (50, 100, 200, 400)
-    vehicles = {str(n): env_steps_per_second("vehicular/v50-e6", envs // 4, {"num_vehicles": n}) for n in counts}
-    table(f"N, 6 edges, E = {envs // 4}", vehicles)
+    overrides = parse_overrides(given.overrides).get("scenario")
+    print("| env-steps/s | " + " | ".join(f"E = {size}" for size in given.sizes) + " |")
+    print("|---|" + "---|" * len(given.sizes))
+    for name in given.scenarios:
+        scenario = make_scenario(name, overrides)
+        rates = [env_steps_per_second(make_simulator(scenario, size), given.seconds) for size in given.sizes]
+        print(f"| {name} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |", flush=True)
 
 
 if __name__ == "__main__":
