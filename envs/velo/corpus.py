@@ -1,6 +1,6 @@
 """Questions with their reference answers as vectors: what requests and caches of the velo problem are made of.
 
-    Q  questions      G  groups of questions with the same meaning      H  width of a vector
+Q  questions      G  groups of questions with the same meaning      H  width of a vector
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CorpusConfig(BaseModel):
     near_miss_share: Share = Field(0.25, description="of the groups: the question is close to another's, the answer is not")
 
     # text, oasst
-    path: str | None = Field(None, description="text: a YAML file, none for the packaged one; oasst: a .jsonl or .jsonl.gz file")
+    path: str | None = Field(None, description="text: a YAML file, none for the packaged one; oasst: .jsonl or .jsonl.gz")
     restatements: str | None = Field(None, description="oasst: a .jsonl file with restatements of its questions")
     embeddings: str | None = Field(None, description="oasst: vectors (.safetensors, .npy) instead of embedding here")
     new_share: Share = Field(0.1, description="oasst: share of the trees that are new requests")
