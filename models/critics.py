@@ -47,6 +47,7 @@ class _Observers(nn.Module):
         self.num_agents = spec.num_agents
         self.state_standard = Standardiser(spec.state_size)
         self.encoder = ObservationEncoder(spec, config.hidden, config.entity_hidden, config.graph_size)
+        self.encoder.graph_convolution = config.graph_convolution
         self.state_layer = nn.Linear(spec.state_size, config.hidden)
         self.actions = TeamActions(spec, config.hidden)
         self.heads = BranchHeads(spec, config.hidden, config.entity_hidden)

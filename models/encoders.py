@@ -114,11 +114,13 @@ class ObservationEncoder(nn.Module):
 
     Attributes:
         every_place: True encodes members that do not exist too, on any device (see `Members`).
+        graph_convolution: False leaves the edges out: the same layers, but every member hears itself only.
     """
 
     def __init__(self, spec: TeamSpec, hidden: int, entity_hidden: int, graph_size: int = 16) -> None:
         super().__init__()
         self.every_place = False
+        self.graph_convolution = True
         pieces = list(ObservationPacker(spec).slices.values())
         plain = [piece for piece in pieces if piece.field.entity is None]
         self._plain = _merged(plain)
@@ -168,6 +170,8 @@ class ObservationEncoder(nn.Module):
         piece = self._edges[name]
         capacity = piece.field.shape[0]
         edges = rows[:, piece.start : piece.stop].to(torch.float32).view(len(rows), capacity, capacity)
+        if not self.graph_convolution:
+            edges = torch.zeros_like(edges)
         exists = weight.new_zeros(len(rows) * capacity).index_copy_(0, place, weight).view(len(rows), capacity)
         nodes = vectors.new_zeros(len(rows) * capacity, vectors.shape[1]).index_copy_(0, place, vectors)
         nodes, graph = self.graphs[name](nodes.view(len(rows), capacity, -1), edges, exists)

@@ -38,6 +38,7 @@ class NetworkConfig(BaseModel):
     hidden: int = Field(64, ge=4, description="width of encoder and GRU")
     entity_hidden: int = Field(32, ge=4, description="width of the encoding of one entity member (a request)")
     graph_size: int = Field(16, ge=1, description="width of the encoding of a whole graph, where entity members form one")
+    graph_convolution: bool = Field(True, description="False: a graph's nodes do not hear their neighbours (ablation)")
     shared: bool = Field(True, description="False: every agent has weights of its own")
     intent: IntentConfig | None = Field(None, description="IDMAC's communication; null: the agents do not talk")
 
@@ -101,6 +102,7 @@ class TeamNetwork(nn.Module):
         self.num_agents = spec.num_agents
         self.hidden_size = config.hidden
         self.encoder = ObservationEncoder(spec, config.hidden, config.entity_hidden, config.graph_size)
+        self.encoder.graph_convolution = config.graph_convolution
         self.action_encoder = ActionEncoder(spec)
         self.recurrence = nn.GRU(config.hidden + self.action_encoder.size + spec.num_agents, config.hidden, batch_first=True)
         self.heads = BranchHeads(spec, config.hidden, config.entity_hidden)

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,10 +108,10 @@ def loop(config: RunConfig, folder: Path, algorithm: TeamAlgorithm, report: Repo
             metrics.flush()
             for name, value in record.items():
                 writer.add_scalar(name, value, algorithm.env_steps)
-            report({**record, "env_steps_per_s": (algorithm.env_steps - steps_before) / elapsed})
             done = used_up(training, algorithm)
             if done or interrupted or algorithm.training_iteration % training.checkpoint_interval == 0:
                 save_checkpoint(folder, algorithm)
+            report({**record, "env_steps_per_s": (algorithm.env_steps - steps_before) / elapsed})
             if interrupted and not done:
                 raise Interrupted
 
@@ -180,8 +181,14 @@ def forget_after(folder: Path, env_steps: int) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[list[bool]]:
-    """A list that is no longer empty once SIGINT or SIGTERM has come; a second signal acts as usual."""
+    """A list that is no longer empty once SIGINT or SIGTERM has come; a second signal acts as usual.
+
+    Only a main thread hears signals: in another one (a trial of a sweep) the list stays empty.
+    """
     came: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
     usual: dict[int, Any] = {}
     numbers = (int(signal.SIGINT), int(signal.SIGTERM))
 

@@ -232,3 +232,12 @@ def test_the_order_of_members_moves_their_choices_along(networks):
     pairs, pairs_moved = (s[:, :, 0].unflatten(-1, (PLACES, OPTIONS)) for s in (scores, scores_moved))
     torch.testing.assert_close(pairs_moved, pairs[:, :, order])
     assert not torch.allclose(pairs_moved, pairs)
+
+
+def test_without_graph_convolution_edges_do_not_matter(networks):
+    observation = tasks()
+    cut = {**observation, "needs": torch.zeros_like(observation["needs"])}
+    joined, apart = (networks[0](ObservationPacker(TASKS)(o))[0] for o in (observation, cut))
+    assert not torch.equal(joined, apart)
+    networks[0].graph_convolution = False
+    torch.testing.assert_close(networks[0](ObservationPacker(TASKS)(observation))[0], apart)
