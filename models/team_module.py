@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
@@ -31,7 +31,12 @@ class TeamModule(TorchRLModule, InferenceOnlyAPI):
 
     `model_config` holds `spec` (TeamSpec), `network` (NetworkConfig) and `settings` (the algorithm's own). Subclasses add
     critics, mixers and target networks in `setup_learning`, and the algorithm's way to choose actions.
+
+    Attributes:
+        scores_are: What `weigh` returns.
     """
+
+    scores_are: Literal["probabilities", "q_values"]
 
     def setup(self) -> None:
         self.spec: TeamSpec = self.model_config["spec"]
@@ -102,4 +107,12 @@ class TeamModule(TorchRLModule, InferenceOnlyAPI):
 
         Returns:
             Actions `[E, N, H]` int64, the next state, and what the learner needs to know about the decision (`[E, …]` each).
+        """
+
+    @abstractmethod
+    def weigh(self, packed: Tensor, action_mask: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """What the agents think of each choice in the decision that `act` would make without exploring (arguments: there).
+
+        Returns:
+            `[E, N, H, C]`: probabilities, or values whose differences between the choices of a branch count (`scores_are`).
         """

@@ -28,10 +28,11 @@ PACKAGES = ("torch", "ray", "numpy")
 
 
 def spec_to_json(spec: TeamSpec) -> dict[str, Any]:
-    """The spec as JSON values; infinite bounds become null."""
+    """The spec as JSON values, with the fields' dtypes; infinite bounds become null."""
     values = asdict(spec)
     for field in values["observation"].values():
         field.update({bound: value if math.isfinite(value := field[bound]) else None for bound in ("low", "high")})
+        field["dtype"] = "int64" if field["scale"] == "category" else "float32"
     return json.loads(json.dumps(values))
 
 
@@ -45,7 +46,8 @@ def spec_from_json(values: dict[str, Any]) -> TeamSpec:
     for name, field in values["observation"].items():
         low = -math.inf if field["low"] is None else field["low"]
         high = math.inf if field["high"] is None else field["high"]
-        observation[name] = Field(**{**field, "shape": tuple(field["shape"]), "low": low, "high": high})
+        described = {key: value for key, value in field.items() if key != "dtype"}
+        observation[name] = Field(**{**described, "shape": tuple(field["shape"]), "low": low, "high": high})
     return TeamSpec(
         **{
             **values,

@@ -22,7 +22,8 @@ from envs.errors import InputError
 from envs.registry import PETTINGZOO_PREFIX, PROBLEMS, Scenario, make_scenario, make_simulator, scenario_names
 from envs.team import episode_seeds
 from trainers.algorithms import ALGORITHMS
-from trainers.policy import Policy, RandomPolicy
+from trainers.heuristics import heuristics
+from trainers.policy import Policy
 
 COMPARISON_SEED = 20_270_000
 """Run seed of the episodes that `evaluate` and `compare` play; training-time evaluation uses others."""
@@ -220,6 +221,31 @@ def compare(
     _say(as_json, f"written: {page}, figures and evaluation.json beside it", {"page": str(page)})
 
 
+@cli.command()
+@click.argument("policy")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@SCENARIO
+@ENV
+@OVERRIDE
+@JSON
+def export(policy: str, out: Path, scenario: str | None, env: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Write POLICY (a run folder, a bundle or a heuristic) as a bundle, which `edgeflock serve` takes.
+
+    \b
+    edgeflock export runs/idmac-vehicular-v50-e6-seed1 --out bundles/idmac
+    edgeflock export greedy --scenario vehicular/v50-e6 --out bundles/greedy
+    """
+    from trainers.export import export_bundle, export_heuristic
+
+    if scenario or env:
+        export_heuristic(policy, _scenario(scenario, env, None, overrides), out)
+    elif overrides or not Path(policy).exists():
+        raise InputError(f"{policy!r} is no run folder or bundle; a heuristic needs a --scenario")
+    else:
+        export_bundle(Path(policy), out)
+    _say(as_json, f"written: {out}", {"bundle": str(out)})
+
+
 @cli.group()
 def traces() -> None:
     """Vehicle traces: look at a file, or make one with SUMO."""
@@ -250,14 +276,6 @@ def traces_sumo(vehicles: int, minutes: int, seed: int, out: Path) -> None:
 
 
 # -- policies ------------------------------------------------------------------------------------------------------------
-
-
-def heuristics(problem: str) -> dict[str, type[Policy]]:
-    """Name to heuristic, for one problem."""
-    import importlib
-
-    where = None if problem not in PROBLEMS else getattr(PROBLEMS[problem].load(), "HEURISTICS", None)
-    return importlib.import_module(where).HEURISTICS if where else {"random": RandomPolicy}
 
 
 def problem_report(scenario: Scenario) -> Any:

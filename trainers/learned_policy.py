@@ -10,13 +10,15 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
 
 from envs.errors import InputError
-from envs.registry import parse
+from envs.registry import PROBLEMS, make_simulator, parse, scenario_from_dict
 from envs.team import TeamSpec
 from models.team_module import TeamModule
 from models.team_network import NetworkConfig
 from trainers.algorithms import find_algorithm
+from trainers.algorithms.policy_gradient import PolicyModule
 from trainers.bundle import load_bundle, save_bundle, spec_from_json, spec_to_json
 from trainers.config import RunConfig
+from trainers.heuristics import heuristics
 from trainers.policy import Policy
 from trainers.rollout import TeamEnvRunner
 
@@ -28,6 +30,7 @@ class LearnedPolicy(Policy):
         super().__init__(spec)
         self.name = name
         self.module = module
+        self.scores_are = module.scores_are
         self._num_envs = 0
 
     def initial_state(self, num_envs: int) -> dict[str, Tensor]:
@@ -37,6 +40,16 @@ class LearnedPolicy(Policy):
         self._num_envs = len(mask)
         actions, state, _ = self.module.act(self.module.packer(observation), mask, state, explore=False)
         return actions, state
+
+    def weigh(self, observation: dict[str, Tensor], state: dict[str, Tensor], mask: Tensor) -> Tensor:
+        return self.module.weigh(self.module.packer(observation), mask, state)
+
+    def sample(
+        self, observation: dict[str, Tensor], state: dict[str, Tensor], mask: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if not isinstance(self.module, PolicyModule):
+            return super().sample(observation, state, mask, generator)
+        return self.module.sample(self.module.packer(observation), mask, state, generator)
 
     def metrics(self) -> dict[str, Any]:
         return {"message_bytes": torch.full((self._num_envs,), float(self.module.message_bytes))}
@@ -76,25 +89,57 @@ def export_policy(config: RunConfig, spec: TeamSpec, module: TeamModule, folder:
     save_bundle(folder, weights, manifest)
 
 
-def load_policy(folder: Path) -> LearnedPolicy:
-    """The policy in a bundle, or in the `bundle/` of a run folder.
+def load_policy(folder: Path) -> Policy:
+    """The policy in a bundle, or in the `bundle/` of a run folder: a `LearnedPolicy`, or a heuristic.
 
     Raises:
         InputError: There is no bundle, or it is damaged or inconsistent.
+    """
+    bundle = bundle_folder(folder)
+    weights, manifest = load_bundle(bundle)
+    try:
+        if "heuristic" in manifest:
+            return _heuristic(manifest)
+        return _learned(weights, manifest, bundle)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{bundle}: manifest and weights do not fit together: {str(error).splitlines()[0]}") from None
+
+
+def bundle_folder(folder: Path) -> Path:
+    """The bundle of a run folder, or `folder` itself.
+
+    Raises:
+        InputError: There is none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run or bundle folder")
     bundle = folder / "bundle" if (folder / "config.yaml").exists() else folder
     if not bundle.is_dir():
         raise InputError(f"{folder}: the run has no bundle yet: its training has not finished")
-    weights, manifest = load_bundle(bundle)
-    try:
-        name, spec = manifest["algorithm"], spec_from_json(manifest["spec"])
-        settings = parse(find_algorithm(name).config_class().settings_class, manifest["settings"], f"{bundle}: settings")
-        module = build_module(name, spec, parse(NetworkConfig, manifest["network"], f"{bundle}: network"), settings)
-        module.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{bundle}: manifest and weights do not fit together: {str(error).splitlines()[0]}") from None
+    return bundle
+
+
+def _learned(weights: dict[str, Tensor], manifest: dict[str, Any], where: Path) -> LearnedPolicy:
+    name, spec = manifest["algorithm"], spec_from_json(manifest["spec"])
+    settings = parse(find_algorithm(name).config_class().settings_class, manifest["settings"], f"{where}: settings")
+    module = build_module(name, spec, parse(NetworkConfig, manifest["network"], f"{where}: network"), settings)
+    module.load_state_dict(weights)
     return LearnedPolicy(spec, module.eval(), name)
+
+
+def _heuristic(manifest: dict[str, Any]) -> Policy:
+    """Heuristics compute with the physics of their scenario, which the simulator's spec knows."""
+    name, problem = manifest["heuristic"], manifest["problem"]
+    known = heuristics(problem)
+    if name not in known:
+        raise InputError(f"unknown heuristic {name!r} of {problem}: expected one of {', '.join(known)}")
+    spec = spec_from_json(manifest["spec"])
+    if problem in PROBLEMS:  # a PettingZoo scenario would import the module that the manifest names
+        spec = make_simulator(scenario_from_dict(manifest["scenario"])).spec
+        if spec_to_json(spec) != spec_to_json(spec_from_json(manifest["spec"])):
+            raise InputError(
+                f"heuristic {name!r}: the problem {problem} has changed since the bundle was made: export it again"
+            )
+    return known[name](spec)

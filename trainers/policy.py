@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +16,13 @@ class Policy(ABC):
 
     A policy holds no episode: whatever it remembers between steps is in the `state` that it returns (a dict of tensors with
     leading dimension E, empty for policies without memory), so that a server can keep it anywhere.
+
+    Attributes:
+        scores_are: What `weigh` returns; None for a policy that cannot tell. One with probabilities can also `sample`.
     """
 
     name: str = ""
+    scores_are: Literal["probabilities", "q_values"] | None = None
 
     def __init__(self, spec: TeamSpec) -> None:
         self.spec = spec
@@ -39,6 +43,20 @@ class Policy(ABC):
         Returns:
             Actions `[E, N, H]` int64, and the next state.
         """
+
+    def weigh(self, observation: dict[str, Tensor], state: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """What the policy thinks of each choice in the decision that `act` makes (arguments: there).
+
+        Returns:
+            `[E, N, H, C]`: probabilities, or values whose differences between the choices of a branch count (`scores_are`).
+        """
+        raise NotImplementedError(f"policy {self.name!r} does not tell what it thinks of its choices")
+
+    def sample(
+        self, observation: dict[str, Tensor], state: dict[str, Tensor], mask: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `act`, with choices drawn from the probabilities of `weigh`."""
+        raise NotImplementedError(f"policy {self.name!r} has no probabilities to draw from")
 
     def metrics(self) -> dict[str, Any]:
         """Figures of the last `act` that only the policy knows, `[E]` each (bytes exchanged between agents, for one)."""

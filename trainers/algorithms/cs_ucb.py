@@ -32,6 +32,7 @@ class CsUcbSettings(Settings):
 class CsUcbModule(TeamModule):
     """Counts, mean rewards and mean squared rewards of every choice, `[N, H, C]` each."""
 
+    scores_are = "q_values"
     settings: CsUcbSettings
     counts: Tensor
     means: Tensor
@@ -83,6 +84,9 @@ class CsUcbModule(TeamModule):
             return scores.argmax(-1), {}, {}
         best = scores == scores.amax(-1, keepdim=True)  # among equals, as all are at the start, any
         return random_actions(best, generator), {}, {}
+
+    def weigh(self, packed: Tensor, action_mask: Tensor, state: dict[str, Tensor]) -> Tensor:
+        return self.means.expand(action_mask.shape)
 
     def scores(self, explore: bool) -> Tensor:
         """`[N, H, C]`: mean reward plus, when it explores, `bonus * deviation * sqrt(2 ln N_i / n_i(a))`.

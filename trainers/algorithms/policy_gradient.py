@@ -15,6 +15,8 @@ from trainers.rollout import JointEpisodes
 class PolicyModule(TeamModule):
     """The team's network read as logits: it samples when it explores, and takes the most probable choices when it does not."""
 
+    scores_are = "probabilities"
+
     @torch.no_grad()
     def act(
         self,
@@ -25,11 +27,27 @@ class PolicyModule(TeamModule):
         env_steps: int = 0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        out = self.network(packed.unsqueeze(1), state["previous_actions"].unsqueeze(1), state["hidden"])
-        policy = BranchCategorical.of(out.scores.squeeze(1), action_mask)
+        policy, hidden = self._policy(packed, action_mask, state)
         actions = self._explore(policy, env_steps, generator) if explore else policy.mode()
         extras = {LOG_PROB: policy.of_branches(actions)} if explore else {}
-        return actions, {"hidden": out.hidden, "previous_actions": actions}, extras
+        return actions, {"hidden": hidden, "previous_actions": actions}, extras
+
+    def weigh(self, packed: Tensor, action_mask: Tensor, state: dict[str, Tensor]) -> Tensor:
+        return self._policy(packed, action_mask, state)[0].log_p.exp()
+
+    def sample(
+        self, packed: Tensor, action_mask: Tensor, state: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actions `[E, N, H]` drawn from the policies as they are, and the next state (arguments: `act`)."""
+        policy, hidden = self._policy(packed, action_mask, state)
+        actions = policy.sample(generator)
+        return actions, {"hidden": hidden, "previous_actions": actions}
+
+    @torch.no_grad()
+    def _policy(self, packed: Tensor, action_mask: Tensor, state: dict[str, Tensor]) -> tuple[BranchCategorical, Tensor]:
+        """The distributions of one decision, and what the agents remember of it (arguments: `act`)."""
+        out = self.network(packed.unsqueeze(1), state["previous_actions"].unsqueeze(1), state["hidden"])
+        return BranchCategorical.of(out.scores.squeeze(1), action_mask), out.hidden
 
     def _explore(self, policy: BranchCategorical, env_steps: int, generator: torch.Generator | None) -> Tensor:
         """The actions `[E, N, H]` of a decision that gathers experience."""

@@ -67,6 +67,7 @@ class ValueSettings(ReplaySettings):
 class ValueModule(TeamModule):
     """Agent network, mixer, and target copies of both."""
 
+    scores_are = "q_values"
     settings: ValueSettings
 
     def setup_learning(self) -> None:
@@ -112,6 +113,10 @@ class ValueModule(TeamModule):
             explores = (dice < self.settings.epsilon(env_steps)) & (action_mask.sum(-1, dtype=torch.int16) > 1)
             actions[explores] = random_actions(action_mask[explores], generator)
         return actions, {"hidden": out.hidden, "previous_actions": actions}, {}
+
+    @torch.no_grad()
+    def weigh(self, packed: Tensor, action_mask: Tensor, state: dict[str, Tensor]) -> Tensor:
+        return self.network(packed.unsqueeze(1), state["previous_actions"].unsqueeze(1), state["hidden"]).scores.squeeze(1)
 
     def _noise(self, packed: Tensor, explore: bool, generator: torch.Generator | None) -> Tensor | None:
         intent = self.network_config.intent

@@ -1,0 +1,55 @@
+"""Bundles for others: of a training run with everything that is known of it, and of heuristics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from envs.errors import InputError
+from envs.registry import Scenario, make_simulator
+from trainers.bundle import MANIFEST, WEIGHTS, load_bundle, save_bundle, spec_to_json
+from trainers.figures import read_metrics
+from trainers.heuristics import heuristics
+from trainers.learned_policy import bundle_folder, load_policy
+
+
+def export_bundle(source: Path, out: Path) -> None:
+    """Copies the bundle of a run (or a bundle) after checking that it loads; adds the last figures of the run's training.
+
+    Raises:
+        InputError: `source` has no sound bundle, or `out` is taken by something else.
+    """
+    load_policy(source)
+    weights, manifest = load_bundle(bundle_folder(source))
+    metrics: dict[str, Any] = dict(manifest["metrics"])
+    records = read_metrics(source) if (source / "metrics.jsonl").exists() else []
+    if records:
+        metrics["training"] = records[-1]
+    _check_free(out)
+    save_bundle(out, weights, {**manifest, "metrics": metrics})
+
+
+def export_heuristic(name: str, scenario: Scenario, out: Path) -> None:
+    """Writes a bundle without weights, from which `load_policy` makes the heuristic again.
+
+    Raises:
+        InputError: The problem has no such heuristic, or `out` is taken by something else.
+    """
+    known = heuristics(scenario.problem)
+    if name not in known:
+        raise InputError(f"unknown heuristic {name!r}: {scenario.problem} has {', '.join(known)}")
+    _check_free(out)
+    manifest = {
+        "problem": scenario.problem,
+        "scenario": scenario.model_dump(mode="json"),
+        "spec": spec_to_json(make_simulator(scenario).spec),
+        "heuristic": name,
+        "metrics": {},
+    }
+    save_bundle(out, {}, manifest)
+
+
+def _check_free(out: Path) -> None:
+    """A bundle may be replaced; a folder of other things may not."""
+    if out.is_file() or (out.is_dir() and {path.name for path in out.iterdir()} - {MANIFEST, WEIGHTS}):
+        raise InputError(f"{out}: exists and is no bundle: choose another --out")
