@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from envs.exact import on_grid
+from envs.queueing import work_off
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,6 @@ class Admission:
     started_s: Tensor
     drained_s: Tensor
     free_s: Tensor
-
-
-def work_off(arrival_s: Tensor, work_s: Tensor, free_s: Tensor) -> Tensor:
-    """`[E, D]`: when one server that is free at `free_s [E]` has done each piece of work, first come, first served.
-
-    The D pieces are in order of arrival; `arrival_s` is -inf where there is none, `work_s` 0. Unrolling
-    `end_k = max(arrival_k, end_{k-1}) + work_k` with the running sum P gives
-    `end_k = P_k + max(free, max_{j <= k} (arrival_j - P_{j-1}))`.
-    """
-    through_s = work_s.cumsum(1)
-    latest_s = (arrival_s - (through_s - work_s)).cummax(1).values
-    return through_s + torch.maximum(latest_s, free_s[:, None])
 
 
 def admit(

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from envs.dialogue.tables import KITCHEN, REALISTIC, Endpoints, Share, TaskMix, read_table
+from envs.dialogue.tables import KITCHEN, REALISTIC, Endpoints, Share, TaskMix
 from envs.registry import Scenario
+from envs.tables import read_table
 
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]

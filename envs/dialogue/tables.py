@@ -6,11 +6,9 @@ intelligence, Sec. V.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 View = Literal["first-person", "overhead", "side"]
 VIEWS: tuple[View, ...] = ("first-person", "overhead", "side")
@@ -21,7 +19,6 @@ Seconds = Annotated[float, Field(ge=0, le=3_600)]
 Dollars = Annotated[float, Field(ge=0, le=1_000)]
 Quality = Annotated[float, Field(ge=-10, le=10)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
-M = TypeVar("M", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -141,33 +138,3 @@ KITCHEN = TaskMix(
     }
 )
 """Four categories of varying difficulty (paper, Sec. V). The paper gives no numbers: see README.md for how these were set."""
-
-
-def read_table(path: str, model: type[M]) -> M:
-    """A `TaskMix` or `Endpoints` from a YAML file.
-
-    Raises:
-        ValueError: One line with the file, the field and what is expected.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected the keys {', '.join(model.model_fields)}, got {type(values).__name__}")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"{path}: " + "; ".join(_complaint(e) for e in error.errors())) from None
-
-
-def _complaint(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part != "[key]")
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {where}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where} = {error['input']!r}: {message}" if not isinstance(error["input"], dict) else f"{where}: {message}"

@@ -88,7 +88,7 @@ def _twins(
     rng: np.random.Generator, topic: NDArray[np.int64], tricky: NDArray[np.bool_], config: CorpusConfig
 ) -> list[tuple[int, int]]:
     """Disjoint pairs of groups of one tricky topic each, as many as the share asks for."""
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for kind in np.flatnonzero(tricky):
         members = rng.permutation(np.flatnonzero(topic == kind))
         pairs.extend((int(one), int(other)) for one, other in zip(members[::2], members[1::2], strict=False))
