@@ -108,6 +108,15 @@ class GameSimulator(TeamSimulator):
         self._finished = self._finished | playing
         return self._show(torch.where(playing, payoff, 0.0))
 
+    def expert_actions(self) -> Tensor:
+        """To the matrix with the largest payoff, and there to the largest payoff, `[E, N, 1]`."""
+        flat, columns = self._payoffs.flatten(1), self._payoffs.shape[2]
+        picking = self._node < self._first_matrix
+        best = flat.argmax(-1)[(self._node - self._first_matrix).clamp(min=0)]
+        first = torch.where(picking, flat.amax(-1).argmax(), best // columns)
+        second = torch.where(picking, 0, best % columns)
+        return torch.stack([first, second], dim=-1).unsqueeze(-1)
+
     def _show(self, reward: Tensor) -> StepResult:
         state = torch.nn.functional.one_hot(self._node, self.spec.state_size).to(torch.float32)
         legal = torch.arange(self.spec.max_choices, device=self.device) < self._choices[self._node][..., None]

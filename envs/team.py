@@ -225,6 +225,18 @@ class TeamSimulator(ABC):
                 problem's to say; it never corrupts the episode.
         """
 
+    def expert_actions(self) -> Tensor:
+        """What an expert who knows the simulator's inside would do now in every row, `[E, N, H]` int64, legal.
+
+        A problem with an expert overrides it; demonstrations are made of its episodes.
+        """
+        raise NotImplementedError(f"{self.spec.scenario} has no expert")
+
+    @classmethod
+    def has_expert(cls) -> bool:
+        """Whether the problem has one."""
+        return cls.expert_actions is not TeamSimulator.expert_actions
+
     def close(self) -> None:  # noqa: B027 - most simulators hold nothing that needs closing
         """Frees what the simulator holds outside torch."""
 

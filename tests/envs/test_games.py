@@ -54,6 +54,29 @@ def test_two_step_optimum():
     assert make_scenario("games/two-step").optimal_return == 8
 
 
+@pytest.mark.parametrize("name", ["two-step", "qplex-matrix", "agreement", "climb"])
+def test_the_expert_plays_the_optimum(name):
+    scenario = make_scenario(f"games/{name}")
+    simulator = make_simulator(scenario, 2)
+    step = simulator.reset(SEEDS[:2])
+    total = torch.zeros(2)
+    while not step.finished.all():
+        actions = simulator.expert_actions()
+        assert step.action_mask.gather(-1, actions[..., None]).all()
+        step = simulator.step(actions)
+        total += step.reward
+    assert simulator.has_expert()
+    assert total.tolist() == [scenario.optimal_return] * 2
+
+
+def test_the_expert_makes_the_best_of_a_wrong_start():
+    simulator = make_simulator(make_scenario("games/two-step"), 2)
+    simulator.reset(SEEDS[:2])
+    simulator.step(torch.tensor([[[0], [0]], [[1], [0]]]))
+    assert simulator.expert_actions()[1].tolist() == [[1], [1]]
+    assert simulator.step(simulator.expert_actions()).reward.tolist() == [7.0, 8.0]
+
+
 def test_both_agents_and_the_state_see_the_node():
     simulator = make_simulator(make_scenario("games/two-step"), 2)
     start = simulator.reset(SEEDS[:2])
