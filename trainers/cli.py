@@ -24,6 +24,7 @@ from envs.team import episode_seeds
 from trainers.algorithms import ALGORITHMS
 from trainers.heuristics import heuristics
 from trainers.policy import Policy
+from trainers.sweep_cli import sweep
 
 COMPARISON_SEED = 20_270_000
 """Run seed of the episodes that `evaluate` and `compare` play; training-time evaluation uses others."""
@@ -42,6 +43,9 @@ console = Console()
 @click.version_option(package_name="edgeflock")
 def cli() -> None:
     """Train and compare multi-agent schedulers for LLM services between devices, edges and cloud."""
+
+
+cli.add_command(sweep)
 
 
 @cli.command("list")
