@@ -62,6 +62,7 @@ class Problem:
 
 PROBLEMS: dict[str, Problem] = {
     "vehicular": Problem("envs.vehicular", "LLM service updating between edge servers and vehicles (IDMAC)"),
+    "velo": Problem("envs.velo", "requests answered from a vector store or by a shared cloud LLM (DLRS)"),
     "dag": Problem("envs.dag", "offloading of LLM inference tasks made of dependent subtasks (UCB-COMA)"),
     "dialogue": Problem("envs.dialogue", "conversations routed between a device's model and a paid cloud model (TMO)"),
     "games": Problem("envs.games", "tiny cooperative games with known optimal values"),

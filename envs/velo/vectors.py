@@ -1,0 +1,75 @@
+"""The vectors of requests and cached answers, on the grid of `envs.velo.pool`.
+
+B  stores   J  exchanges of a store   H  width   K  directions
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.velo.answers import mix_at_distance
+from envs.velo.corpus import Corpus, unit_vectors
+from envs.velo.pool import on_vector_grid, squared_distances
+
+DIRECTIONS = 256
+"""K, in which an LLM's answer may miss the reference."""
+COORDINATES = 30
+"""Of a request in the global state, as many as the paper's D (Table II)."""
+CHUNK = 2**22
+"""Numbers that are worked on at once: what stays in the processor's cache is several times as fast."""
+ACCELERATOR_CHUNK = 2**28
+
+
+class Vectors:
+    """All vectors that a corpus can give rise to."""
+
+    def __init__(self, corpus: Corpus, seed: int, device: torch.device) -> None:
+        rng = np.random.default_rng([seed, corpus.width])
+        directions = torch.from_numpy(rng.normal(size=(DIRECTIONS, corpus.width)))
+        self._directions = on_vector_grid(unit_vectors(directions, "directions")).to(device)
+        self.question = on_vector_grid(corpus.question.clone()).to(device)
+        self.reference = on_vector_grid(corpus.answer.clone()).to(device)
+        self._cosine = self.reference @ self._directions.T
+        orthogonal = np.linalg.qr(rng.normal(size=(corpus.width, min(COORDINATES, corpus.width))))[0]
+        axes = on_vector_grid(torch.from_numpy(orthogonal).float()).to(device)
+        self.coordinates = torch.nn.functional.pad(self.question @ axes, (0, COORDINATES - axes.shape[1]))
+        self._chunk = CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
+
+    def answer(self, question: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
+        """An LLM's answers `[..., H]`, at `distance [...]` from the reference of `question [...]` (but for rounding)."""
+        first, second = mix_at_distance(distance, self._cosine[question, direction].double())
+        answers = self.reference[question].mul_(first.float()[..., None])
+        return on_vector_grid(answers.add_(self._directions[direction].mul_(second.float()[..., None])))
+
+    def distances(self, requests: Tensor, question: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
+        """Squared distances of requests to every place of their store.
+
+        Args:
+            requests: `[B, t]` int64, questions of the corpus.
+            question, direction, distance: `[B, J]`, the exchanges.
+
+        Returns:
+            `[B, t, 2 J]` float32; place `2 j` is the question of exchange `j`, `2 j + 1` its answer.
+        """
+        stores, exchanges = question.shape
+        found = torch.empty(stores, requests.shape[1], 2 * exchanges, device=question.device)
+        rows = max(1, self._chunk // (2 * exchanges * self.question.shape[1]))
+        for some in torch.arange(stores).split(rows):
+            these = slice(int(some[0]), int(some[-1]) + 1)
+            entries = torch.empty(len(some), 2 * exchanges, self.question.shape[1], device=question.device)
+            entries[:, 0::2] = self.question[question[these]]
+            entries[:, 1::2] = self.answer(question[these], direction[these], distance[these])
+            found[these] = squared_distances(self.question[requests[these]], entries)
+        return found
+
+    def from_reference(self, question: Tensor, asked: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
+        """`[...]` float64: distance between the cached answer of an exchange and the reference of `question` (eq. 2).
+
+        Args:
+            question: `[...]` int64.
+            asked, direction, distance: `[...]`, the exchange's own question, direction and distance.
+        """
+        apart = self.reference[question].sub_(self.answer(asked, direction, distance))
+        return apart.square_().sum(-1).double().sqrt()
