@@ -13,7 +13,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(VENV)/bin/pip install --quiet --upgrade pip
 	$(VENV)/bin/pip install --quiet "$$(grep '^torch==' requirements.txt)"
 	$(VENV)/bin/pip install --quiet -r requirements.txt
-	$(VENV)/bin/pip install -qq -e '.[sumo,milvus,text]'
+	$(VENV)/bin/pip install -qq -e '.[sumo,milvus,text,onnx]'
 	touch $@
 
 # Trains IDMAC and QMIX for a minute each, and compares them with the heuristics on the same episodes.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from envs.errors import InputError
 from envs.registry import Scenario, make_simulator
@@ -12,21 +15,31 @@ from trainers.figures import read_metrics
 from trainers.heuristics import heuristics
 from trainers.learned_policy import bundle_folder, load_policy
 
+AGENT = "agent.onnx"
 
-def export_bundle(source: Path, out: Path) -> None:
+
+def export_bundle(source: Path, out: Path, onnx: bool = False) -> None:
     """Copies the bundle of a run (or a bundle) after checking that it loads; adds the last figures of the run's training.
 
+    Args:
+        onnx: Also write `agent.onnx`, a single agent's step (see `trainers.onnx_export`).
+
     Raises:
-        InputError: `source` has no sound bundle, or `out` is taken by something else.
+        InputError: `source` has no sound bundle, `out` is taken by something else, or the policy cannot be written as ONNX.
     """
-    load_policy(source)
+    policy = load_policy(source)
     weights, manifest = load_bundle(bundle_folder(source))
     metrics: dict[str, Any] = dict(manifest["metrics"])
     records = read_metrics(source) if (source / "metrics.jsonl").exists() else []
     if records:
         metrics["training"] = records[-1]
     _check_free(out)
-    save_bundle(out, weights, {**manifest, "metrics": metrics})
+    graph = None
+    if onnx:
+        from trainers.onnx_export import agent_graph
+
+        graph = agent_graph(policy)
+    _write(out, weights, {**manifest, "metrics": metrics}, graph)
 
 
 def export_heuristic(name: str, scenario: Scenario, out: Path) -> None:
@@ -46,10 +59,20 @@ def export_heuristic(name: str, scenario: Scenario, out: Path) -> None:
         "heuristic": name,
         "metrics": {},
     }
-    save_bundle(out, {}, manifest)
+    _write(out, {}, manifest)
+
+
+def _write(out: Path, weights: dict[str, Tensor], manifest: dict[str, Any], graph: bytes | None = None) -> None:
+    """The bundle, with the graph or without one: that of another policy does not stay behind."""
+    (out / AGENT).unlink(missing_ok=True)
+    save_bundle(out, weights, manifest)
+    if graph is not None:
+        temporary = out / f"{AGENT}.tmp"
+        temporary.write_bytes(graph)
+        os.replace(temporary, out / AGENT)
 
 
 def _check_free(out: Path) -> None:
     """A bundle may be replaced; a folder of other things may not."""
-    if out.is_file() or (out.is_dir() and {path.name for path in out.iterdir()} - {MANIFEST, WEIGHTS}):
+    if out.is_file() or (out.is_dir() and {path.name for path in out.iterdir()} - {MANIFEST, WEIGHTS, AGENT}):
         raise InputError(f"{out}: exists and is no bundle: choose another --out")
