@@ -228,11 +228,14 @@ def compare(
 @cli.command()
 @click.argument("policy")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@click.option("--onnx", is_flag=True, help="Add agent.onnx: one agent's step for devices without torch (extra `onnx`).")
 @SCENARIO
 @ENV
 @OVERRIDE
 @JSON
-def export(policy: str, out: Path, scenario: str | None, env: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def export(
+    policy: str, out: Path, onnx: bool, scenario: str | None, env: str | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
     """Write POLICY (a run folder, a bundle or a heuristic) as a bundle, which `edgeflock serve` takes.
 
     \b
@@ -242,11 +245,13 @@ def export(policy: str, out: Path, scenario: str | None, env: str | None, overri
     from trainers.export import export_bundle, export_heuristic
 
     if scenario or env:
+        if onnx:
+            raise InputError(f"--onnx: {policy!r} is a heuristic: expected a policy with a network")
         export_heuristic(policy, _scenario(scenario, env, None, overrides), out)
     elif overrides or not Path(policy).exists():
         raise InputError(f"{policy!r} is no run folder or bundle; a heuristic needs a --scenario")
     else:
-        export_bundle(Path(policy), out)
+        export_bundle(Path(policy), out, onnx)
     _say(as_json, f"written: {out}", {"bundle": str(out)})
 
 
