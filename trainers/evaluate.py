@@ -15,7 +15,7 @@ from envs.errors import InputError
 from envs.registry import Scenario, make_simulator
 from envs.team import Metric, TeamSimulator, TeamSpec
 from trainers.episode_sums import EpisodeSums, metrics_of, ratio
-from trainers.policy import Policy
+from trainers.policy import Policy, SimulatorPolicy
 
 SimulatorFactory = Callable[[int, torch.device], TeamSimulator]
 Progress = Callable[[int, int], None]
@@ -136,6 +136,8 @@ def check_fits(policy: Policy, spec: TeamSpec) -> None:
 def _play(policy: Policy, simulator: TeamSimulator, seeds: Tensor, report: Callable[[float], None]) -> dict[str, np.ndarray]:
     """One episode in every row: name to `[E]` float64 sums over the steps in which the row was unfinished."""
     max_steps = simulator.spec.max_steps
+    if isinstance(policy, SimulatorPolicy):
+        policy.attend(simulator)
     sums = EpisodeSums()
     result = simulator.reset(seeds)
     memory = policy.initial_state(simulator.num_envs)

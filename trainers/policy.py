@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from envs.team import TeamSpec, random_actions
+from envs.errors import InputError
+from envs.team import TeamSimulator, TeamSpec, random_actions
 
 
 class Policy(ABC):
@@ -74,3 +75,28 @@ class RandomPolicy(Policy):
 
     def act(self, observation: dict[str, Tensor], state: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return random_actions(mask.cpu(), self._generator).to(mask.device), state
+
+
+class SimulatorPolicy(Policy):
+    """Lets the simulator decide, which knows what no agent observes: a yardstick, not a policy that could be deployed.
+
+    Raises:
+        InputError: On `attend`: the simulator has no expert.
+    """
+
+    name = "expert"
+
+    def __init__(self, spec: TeamSpec, seed: int = 0) -> None:
+        super().__init__(spec)
+        self._simulator: TeamSimulator | None = None
+
+    def attend(self, simulator: TeamSimulator) -> None:
+        """Takes the simulator whose episodes are played from now on."""
+        if not simulator.has_expert():
+            raise InputError(f"policy {self.name!r}: {simulator.spec.problem} has no expert")
+        self._simulator = simulator
+
+    def act(self, observation: dict[str, Tensor], state: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._simulator is None:
+            raise InputError(f"policy {self.name!r} decides in simulations only: it needs to know what will happen")
+        return self._simulator.expert_actions(), state
