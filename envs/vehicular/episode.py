@@ -80,14 +80,9 @@ class EpisodeSource:
                 f"but the scenario needs at least {scenario.horizon_slots} slots (horizon_slots) "
                 f"and {scenario.num_vehicles} vehicles (num_vehicles)"
             )
-        distance_m, nearest = torch.cdist(trace.positions, edges_m.float()).min(-1)
-        covered = trace.present & (distance_m <= scenario.coverage_radius_m)
+        self._edges_m = edges_m.float()
         self._present = trace.present.to(self.device)
-        self._own = torch.where(covered, nearest, scenario.num_edges).to(self.device)
-        path = radio.channel_gain(
-            distance_m.clamp(min=scenario.min_distance_m), 1.0, scenario.reference_gain, scenario.path_loss_exponent
-        )
-        self._path_gain = (path * covered).to(self.device)
+        self._own, self._path_gain = self._links(trace.positions, trace.present)
         seen = torch.cat([torch.zeros(1, vehicles), trace.present.float().cumsum(0)])
         in_window = (seen[scenario.horizon_slots :] - seen[: slots - scenario.horizon_slots + 1]) > 0
         starts = in_window.any(1).nonzero().flatten()
@@ -97,6 +92,24 @@ class EpisodeSource:
         self._services = torch.tensor(np.cumsum(scenario.service_probabilities)[:-1], dtype=torch.float32, device=self.device)
         self._fading = _fading_quantiles(scenario.fading_blocks).to(self.device)
         self._importance = _beta_quantiles(scenario.importance_alpha, scenario.importance_beta).to(self.device)
+
+    def _links(self, positions: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """The edge in whose radius vehicles at `[..., V, 2]` are, M outside all, and the gain of the path to it: `[..., V]`."""
+        s = self.scenario
+        distance_m, nearest = torch.cdist(positions, self._edges_m).min(-1)
+        covered = present & (distance_m <= s.coverage_radius_m)
+        path = radio.channel_gain(distance_m.clamp(min=s.min_distance_m), 1.0, s.reference_gain, s.path_loss_exponent)
+        return torch.where(covered, nearest, s.num_edges).to(self.device), (path * covered).to(self.device)
+
+    def move(self, slot: int, positions: Tensor, present: Tensor) -> None:
+        """Puts the trace's V vehicles elsewhere in one of its slots, for episodes that are drawn from now on.
+
+        Args:
+            positions: `[V, 2]` float32, metres.
+            present: `[V]` bool. Which windows of the trace episodes are drawn from, and which vehicles, does not change.
+        """
+        self._present[slot] = present.to(self.device)
+        self._own[slot], self._path_gain[slot] = self._links(positions, present)
 
     def draw(self, seeds: Tensor) -> Episode:
         """The episodes of `seeds [E]`."""

@@ -118,7 +118,7 @@ class VehicularSimulator(TeamSimulator):
         s, device, rows = self.scenario, self.device, self.num_envs
         edges, services = s.num_edges, s.num_services
         self.episode = self._source.draw(seeds)
-        self._features = _request_features(self.episode)
+        self._features = request_features(self.episode)
         self._slot = 0
         self._store = torch.full((s.store_slots, rows, s.num_vehicles), stores.EMPTY, device=device)
         self._history = torch.zeros(rows, services, s.num_versions, device=device)
@@ -459,7 +459,7 @@ class VehicularSimulator(TeamSimulator):
         return mask
 
 
-def _request_features(episode: Episode) -> Tensor:
+def request_features(episode: Episode) -> Tensor:
     """`[T+1, 5, E, N+1]` float32: what an agent sees of a request beside its own knowledge; the last vehicle is nobody."""
     gain_db = (10.0 * torch.log10(episode.gain)).clamp(spec.MIN_GAIN_DB, spec.MAX_GAIN_DB)
     parts = (episode.service.float(), episode.size_mb, episode.importance, episode.demand_level, gain_db)

@@ -1,4 +1,4 @@
-"""Makes floating-car data with the real SUMO simulator (the optional package `eclipse-sumo`)."""
+"""Traffic for the real SUMO simulator (the optional package `eclipse-sumo`), and floating-car data made with it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from xml.etree import ElementTree
 
 from envs.errors import InputError
 
-_COLUMNS, _ROWS, _BLOCK_M = 9, 13, 420
-_RAMP_SHARE = 0.2
+AREA_M = (3_360.0, 5_040.0)  # 9 x 13 junctions
+RAMP_SHARE = 0.2
+_BLOCK_M = 420
 _SECONDS_PER_STOPOVER = 120  # a third of what a way between two random streets takes
 
 
 def generate_sumo_trace(out: Path, num_vehicles: int, minutes: int, seed: int) -> None:
-    """Simulates vehicles on a grid of 9 x 13 junctions with traffic lights and writes where they are each minute.
-
-    Vehicles enter one after the other in the first fifth of the time and drive between random streets until its end.
+    """Simulates vehicles on a grid of streets with traffic lights and writes where they are each minute.
 
     Args:
         out: The FCD file to write, `.xml` or `.xml.gz`. It appears when it is complete, or not at all.
@@ -36,19 +35,41 @@ def generate_sumo_trace(out: Path, num_vehicles: int, minutes: int, seed: int) -
         raise InputError(f"{out}: expected a name that ends in .xml or .xml.gz")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder")
-    home = _sumo_home()
+    home = sumo_home()
     with tempfile.TemporaryDirectory(prefix=".sumo-", dir=out.parent) as name:
         folder = Path(name)
         fcd = folder / ("fcd.xml.gz" if out.suffix == ".gz" else "fcd.xml")
-        _make_network(home, folder / "net.xml", seed)
-        _write_trips(folder / "net.xml", folder / "trips.xml", num_vehicles, minutes, seed)
-        files = ["--net-file", "net.xml", "--route-files", "trips.xml", "--fcd-output", fcd.name]
-        times = ["--device.fcd.period", "60", "--end", str(60 * minutes)]
-        _run(home, "sumo", folder, *files, *times, "--seed", str(seed), "--no-step-log", "--no-warnings")
+        traffic = make_traffic(folder, num_vehicles, minutes, seed)
+        _run(home, "sumo", folder, *traffic, "--fcd-output", fcd.name, "--device.fcd.period", "60", "--end", str(60 * minutes))
         os.replace(fcd, out)
 
 
-def _sumo_home() -> Path:
+def make_traffic(folder: Path, num_vehicles: int, minutes: int, seed: int, area_m: tuple[float, float] = AREA_M) -> list[str]:
+    """Writes streets and trips into the folder and returns the arguments with which `sumo` drives them.
+
+    Vehicles 0, 1, ... enter one after the other in the first fifth of the time (`RAMP_SHARE`) and drive between random streets
+    until its end.
+
+    Args:
+        area_m: Width and height of the grid of streets, whose lower-left corner is (0, 0).
+
+    Raises:
+        InputError: SUMO is not installed.
+        RuntimeError: SUMO failed.
+    """
+    net, trips = folder.resolve() / "net.xml", folder.resolve() / "trips.xml"
+    _make_network(sumo_home(), net, seed, area_m)
+    _write_trips(net, trips, num_vehicles, minutes, seed)
+    files = ["--net-file", str(net), "--route-files", str(trips)]
+    return [*files, "--seed", str(seed), "--no-step-log", "--no-warnings"]
+
+
+def sumo_home() -> Path:
+    """Where SUMO is installed.
+
+    Raises:
+        InputError: It is not.
+    """
     try:
         return Path(importlib.import_module("sumo").SUMO_HOME)
     except ImportError:
@@ -63,17 +84,20 @@ def _run(home: Path, program: str, folder: Path, *arguments: str) -> None:
         raise RuntimeError(f"{program} failed with exit code {result.returncode}: {result.stderr.strip() or 'no message'}")
 
 
-def _make_network(home: Path, net: Path, seed: int) -> None:
-    grid = ["--grid.x-number", str(_COLUMNS), "--grid.y-number", str(_ROWS), "--grid.length", str(_BLOCK_M)]
+def _make_network(home: Path, net: Path, seed: int, area_m: tuple[float, float]) -> None:
+    grid = ["--grid"]
+    for axis, length in zip("xy", area_m, strict=True):
+        blocks = max(1, round(length / _BLOCK_M))
+        grid += [f"--grid.{axis}-number", str(blocks + 1), f"--grid.{axis}-length", str(length / blocks)]
     options = ["--default.lanenumber", "2", "--default-junction-type", "traffic_light", "--seed", str(seed)]
-    _run(home, "netgenerate", net.parent, "--grid", *grid, *options, "--output-file", net.name)
+    _run(home, "netgenerate", net.parent, *grid, *options, "--output-file", net.name)
 
 
 def _write_trips(net: Path, trips: Path, num_vehicles: int, minutes: int, seed: int) -> None:
     """One trip per vehicle, with as many random streets on the way as last until the end."""
     edges = [edge.get("id", "") for edge in ElementTree.parse(net).iter("edge") if edge.get("function") != "internal"]
     rng = random.Random(seed)
-    apart_s = 60 * minutes * _RAMP_SHARE / num_vehicles
+    apart_s = 60 * minutes * RAMP_SHARE / num_vehicles
     stopovers = 60 * minutes // _SECONDS_PER_STOPOVER + 1
     root = ElementTree.Element("routes")
     for vehicle in range(num_vehicles):

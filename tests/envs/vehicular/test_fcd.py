@@ -216,7 +216,7 @@ def failing_sumo(tmp_path, monkeypatch):
         path = tmp_path / "sumo" / "bin" / program
         path.write_text("#!/bin/sh\necho half > net.xml\necho 'Error: the disk is full' >&2\nexit 1\n")
         path.chmod(0o755)
-    monkeypatch.setattr(sumo_module, "_sumo_home", lambda: tmp_path / "sumo")
+    monkeypatch.setattr(sumo_module, "sumo_home", lambda: tmp_path / "sumo")
 
 
 def test_a_failure_of_sumo_leaves_nothing_behind(tmp_path, failing_sumo):
