@@ -5,10 +5,13 @@ Q  questions      G  groups of questions with the same meaning      H  width of 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
@@ -43,6 +46,7 @@ class CorpusConfig(BaseModel):
 
     # text, oasst
     path: str | None = Field(None, description="text: a YAML file, none for the packaged one; oasst: .jsonl or .jsonl.gz")
+    languages: tuple[str, ...] = Field((), description="text, oasst: only questions in these, such as en; none: in all")
     restatements: str | None = Field(None, description="oasst: a .jsonl file with restatements of its questions")
     embeddings: str | None = Field(None, description="oasst: vectors (.safetensors, .npy) instead of embedding here")
     new_share: Share = Field(0.1, description="oasst: share of the trees that are new requests")
@@ -141,6 +145,18 @@ def unit_vectors(vectors: Tensor, where: str) -> Tensor:
     return (vectors.double() / length).float()
 
 
+def zipf_popularity(rng: np.random.Generator, groups: int, trained: int, exponent: float) -> Tensor:
+    """`[groups]` float32: Zipf's law over the first `trained` groups in a random order; the others are all alike."""
+    popularity = np.ones(groups)
+    popularity[:trained] = (1.0 + rng.permutation(trained)) ** -exponent
+    return torch.from_numpy(popularity).float()
+
+
+def token_count(texts: Sequence[str]) -> Tensor:
+    """`[n]` float32, estimated: a token is four bytes of UTF-8, thus 4 letters of English or 2 of Russian."""
+    return torch.tensor([max(1.0, math.ceil(len(text.encode("utf-8", "replace")) / 4)) for text in texts])
+
+
 @lru_cache(maxsize=8)
 def corpus_from(config: CorpusConfig) -> Corpus:
     """The corpus that a config describes; the same object for the same config.
@@ -148,8 +164,9 @@ def corpus_from(config: CorpusConfig) -> Corpus:
     Raises:
         InputError: A file cannot be read or does not hold what is expected.
     """
+    from envs.velo.oasst import oasst_corpus
     from envs.velo.synthetic_corpus import synthetic_corpus
+    from envs.velo.text_corpus import text_corpus
 
-    if config.source == "synthetic":
-        return synthetic_corpus(config)
-    raise InputError(f"corpus source {config.source!r} is not available")
+    make = {"synthetic": synthetic_corpus, "text": text_corpus, "oasst": oasst_corpus}
+    return make[config.source](config)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from envs.velo.corpus import LANGUAGES, NEW, SIMILAR, TRAIN, Corpus, CorpusConfig, unit_vectors
+from envs.velo.corpus import LANGUAGES, NEW, SIMILAR, TRAIN, Corpus, CorpusConfig, unit_vectors, zipf_popularity
 
 Vectors = NDArray[np.float64]
 
@@ -67,7 +67,7 @@ def synthetic_corpus(config: CorpusConfig) -> Corpus:
         group=torch.from_numpy(group),
         split=torch.from_numpy(split),
         topic=torch.from_numpy(topic),
-        popularity=_float(_popularity(rng, groups, trained, config.zipf)),
+        popularity=zipf_popularity(rng, groups, trained, config.zipf),
         difficulty=_float(median[topic] * rng.lognormal(0.0, DIFFICULTY_DEVIATION, groups)),
         answer_tokens=_float(tokens[topic]),
         prompt_tokens=_float(np.ceil(PROMPT_TOKENS[0] * rng.lognormal(0.0, PROMPT_TOKENS[1], len(group)))),
@@ -94,13 +94,6 @@ def _twins(
         pairs.extend((int(one), int(other)) for one, other in zip(members[::2], members[1::2], strict=False))
     wanted = round(config.near_miss_share * len(topic) / 2)
     return [pairs[i] for i in rng.permutation(len(pairs))[:wanted]]
-
-
-def _popularity(rng: np.random.Generator, groups: int, trained: int, exponent: float) -> NDArray[np.float64]:
-    """`[G]`: Zipf's law over the groups in a random order; new groups are all alike."""
-    popularity = np.ones(groups)
-    popularity[:trained] = (1.0 + rng.permutation(trained)) ** -exponent
-    return popularity
 
 
 def _directions(rng: np.random.Generator, count: int, width: int) -> Vectors:
