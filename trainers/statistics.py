@@ -11,7 +11,7 @@ training seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -217,3 +217,61 @@ def _interval(estimate: float, samples: np.ndarray, values: int, episodes: int, 
 
 def _undefined() -> Interval:
     return Interval(np.nan, np.nan, np.nan, 0)
+
+
+# -- over several scenarios ----------------------------------------------------------------------------------------------
+#
+# One score per training run, `[R]` for each scenario. Runs are resampled within their scenario (Agarwal et al. 2021,
+# "Deep reinforcement learning at the edge of the statistical precipice", as the package rliable does).
+
+
+def stratified_interval(scores: Sequence[np.ndarray], how: Resampling = DEFAULT) -> Interval:
+    """Interquartile mean of the runs of all scenarios taken together.
+
+    Args:
+        scores: `[R]` for each scenario; the numbers of runs may differ.
+    """
+    estimate = interquartile_mean(np.concatenate(scores))
+    samples = np.sort(np.concatenate(_resampled(scores, how, RUNS), axis=1), axis=1)
+    cut = int(TRIM * samples.shape[1])
+    return _interval(estimate, samples[:, cut : samples.shape[1] - cut].mean(1), samples.shape[1], samples.shape[1], how)
+
+
+def performance_profile(
+    scores: Sequence[np.ndarray], thresholds: np.ndarray, how: Resampling = DEFAULT
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of runs above each threshold, mean of the scenarios, with low and high: `[P]` each.
+
+    Args:
+        scores: `[R]` for each scenario.
+        thresholds: `[P]`.
+    """
+    shares = np.mean([(values > thresholds[:, None]).mean(1) for values in scores], axis=0)
+    resampled = _resampled(scores, how, RUNS)
+    samples = [np.mean([(values > threshold).mean(1) for values in resampled], axis=0) for threshold in thresholds]
+    bounds = [_interval(0.0, sample, 2, 2, how) for sample in samples]
+    return shares, np.array([bound.low for bound in bounds]), np.array([bound.high for bound in bounds])
+
+
+def stratified_improvement(first: Sequence[np.ndarray], second: Sequence[np.ndarray], how: Resampling = DEFAULT) -> Interval:
+    """P(a run of the first scores higher than a run of the second), a tie counting one half, mean of the scenarios.
+
+    Args:
+        first, second: `[R]` and `[R']` for each scenario, in the same order.
+    """
+
+    def wins(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """`[..., R]` and `[..., R']` to `[...]`."""
+        return (0.5 + 0.5 * np.sign(one[..., :, None] - other[..., None, :])).mean((-2, -1))
+
+    estimate = np.mean([wins(one, other) for one, other in zip(first, second, strict=True)])
+    resampled = zip(_resampled(first, how, RUNS), _resampled(second, how, OTHER_RUNS), strict=True)
+    samples = np.mean([wins(one, other) for one, other in resampled], axis=0)
+    runs = min(sum(map(len, first)), sum(map(len, second)))
+    return _interval(float(estimate), samples, runs, runs, how)
+
+
+def _resampled(scores: Sequence[np.ndarray], how: Resampling, stream: int) -> list[np.ndarray]:
+    """`[resamples, R]` for each scenario: its runs drawn with replacement."""
+    rng = np.random.default_rng([how.seed, stream])
+    return [values[rng.integers(len(values), size=(how.resamples, len(values)))] for values in map(np.asarray, scores)]

@@ -11,7 +11,10 @@ from trainers.statistics import (
     bootstrap_interval,
     interquartile_mean,
     paired_difference,
+    performance_profile,
     probability_of_improvement,
+    stratified_improvement,
+    stratified_interval,
 )
 
 QUICK = Resampling(resamples=500)
@@ -173,3 +176,48 @@ def test_wrong_shapes_are_refused():
         bootstrap_interval(np.zeros((1, 2, 3)))
     with pytest.raises(ValueError, match="0 < confidence < 1"):
         Resampling(confidence=95.0)
+
+
+def test_stratified_interquartile_mean_by_hand():
+    # 1 2 3 4 | 10 20 30 40: two values are cut at each end of the eight, whatever their scenario
+    interval = stratified_interval([np.array([4.0, 1.0, 2.0, 3.0]), np.array([40.0, 10.0, 20.0, 30.0])], QUICK)
+    assert interval.estimate == pytest.approx((3 + 4 + 10 + 20) / 4)
+
+
+def test_runs_are_resampled_within_their_scenario():
+    """Where the runs of a scenario agree there is nothing to resample, however far apart the scenarios are."""
+    alike = stratified_interval([np.full(5, 1.0), np.full(5, 9.0)], QUICK)
+    assert (alike.low, alike.estimate, alike.high) == (5.0, 5.0, 5.0)
+    pooled = bootstrap_interval(np.array([1.0] * 5 + [9.0] * 5)[:, None], "iqm", QUICK)
+    assert pooled.high - pooled.low > 4
+    # two runs 0 and 1 of one scenario: the mean of a resample is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4
+    assert stratified_interval([np.array([0.0, 1.0])]).low == 0.0
+    assert stratified_interval([np.array([0.0, 1.0])], Resampling(confidence=0.4)).low == 0.5
+
+
+def test_performance_profile_by_hand():
+    scores = [np.array([0.1, 0.5, 0.9, 0.9]), np.array([0.3, 0.3])]
+    profile, low, high = performance_profile(scores, np.array([0.0, 0.2, 0.5, 1.0]), QUICK)
+    assert profile.tolist() == [1.0, (0.75 + 1.0) / 2, (0.5 + 0.0) / 2, 0.0]  # above, not at, the threshold
+    assert (low <= profile).all()
+    assert (high >= profile).all()
+    assert (low[0], high[0], high[3]) == (1.0, 1.0, 0.0)
+
+
+def test_stratified_improvement_by_hand():
+    first, second = [np.array([1.0, 3.0]), np.array([5.0])], [np.array([2.0, 3.0]), np.array([4.0, 5.0])]
+    # scenario 1: 1 loses twice, 3 beats 2 and ties with 3: 1.5 of 4; scenario 2: beats 4, ties with 5: 1.5 of 2
+    assert stratified_improvement(first, second, QUICK).estimate == pytest.approx((1.5 / 4 + 1.5 / 2) / 2)
+    other = stratified_improvement(second, first, QUICK)
+    assert other.estimate == pytest.approx(1 - (1.5 / 4 + 1.5 / 2) / 2)
+    clear = stratified_improvement([np.arange(5.0) + 10], [np.arange(5.0)], QUICK)
+    assert (clear.low, clear.estimate, clear.high) == (1.0, 1.0, 1.0)
+
+
+def test_stratified_intervals_cover():
+    rng = np.random.default_rng(11)
+    hits = []
+    for _ in range(200):
+        scores = [rng.normal(size=10) for _ in range(4)]
+        hits.append(not stratified_interval(scores, QUICK).excludes(0.0))
+    assert 0.87 <= np.mean(hits) <= 0.985
