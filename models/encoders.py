@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from envs.errors import InputError
 from envs.team import ActionHead, Field, TeamSpec
 from models.dag_encoder import DagEncoder
+from models.request_encoder import RequestEncoder, RequestEncoderConfig
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,23 @@ class ObservationEncoder(nn.Module):
 
     Entity members share one network. The agent's plain fields are joined by the members' mean and by their sum over the
     capacity, so the encoding of the agent does not depend on the members' order. Where the members form a graph (a field with
-    scale "adjacency"), graph convolutions add to each member what its neighbours tell, and to the agent the whole graph.
+    scale "adjacency"), graph convolutions add to each member what its neighbours tell, and to the agent the whole graph. Where
+    there is a request encoder, what it makes of a plain field stands in the field's place.
 
     Attributes:
         every_place: True encodes members that do not exist too, on any device (see `Members`).
         graph_convolution: False leaves the edges out: the same layers, but every member hears itself only.
     """
 
-    def __init__(self, spec: TeamSpec, hidden: int, entity_hidden: int, graph_size: int = 16) -> None:
+    def __init__(
+        self,
+        spec: TeamSpec,
+        hidden: int,
+        entity_hidden: int,
+        graph_size: int = 16,
+        request: RequestEncoderConfig | None = None,
+    ) -> None:
+        """Raises `InputError` where `request` names no plain field of the observation."""
         super().__init__()
         self.every_place = False
         self.graph_convolution = True
@@ -139,13 +150,18 @@ class ObservationEncoder(nn.Module):
         self.graphs = nn.ModuleDict({name: DagEncoder(entity_hidden, entity_hidden, graph_size) for name in self._edges})
         plain_size = sum(_inputs(piece.field, piece.field.shape) for piece in plain)
         self.plain_standard = Standardiser(plain_size)
+        self.request_encoder: RequestEncoder | None = None
+        if request is not None:
+            self._request = first, last = _columns(spec, request.field)
+            self.request_encoder = RequestEncoder(last - first, request)
+            plain_size += request.size - (last - first)
         size = plain_size + 2 * entity_hidden * len(self._entities) + graph_size * len(self._edges)
         self.network = nn.Sequential(nn.Linear(size, hidden), nn.ReLU())
 
     def forward(self, packed: Tensor) -> tuple[Tensor, dict[str, Members]]:
         """`[..., D]` float16 to `[..., hidden]`, and the members by entity name (rows: the leading dimensions)."""
         rows = packed.flatten(0, -2)
-        inputs = [self.plain_standard(self._plain_inputs(rows))]
+        inputs = [self._compressed(self.plain_standard(self._plain_inputs(rows)))]
         entities = {}
         for name, pieces in self._entities.items():
             place, weight, values = self._member_inputs(pieces, rows)
@@ -162,6 +178,13 @@ class ObservationEncoder(nn.Module):
             count = weight.new_zeros(len(rows)).index_add_(0, row, weight)
             inputs += [total / count.clamp(min=1.0).unsqueeze(-1), total / members.capacity]
         return self.network(torch.cat(inputs, dim=-1)).unflatten(0, packed.shape[:-1]), entities
+
+    def _compressed(self, plain: Tensor) -> Tensor:
+        """Plain inputs `[rows, plain_size]` with the request's columns replaced by what the request encoder makes of them."""
+        if self.request_encoder is None:
+            return plain
+        first, last = self._request
+        return torch.cat([plain[:, :first], self.request_encoder(plain[:, first:last]), plain[:, last:]], dim=-1)
 
     def _with_neighbours(
         self, name: str, rows: Tensor, place: Tensor, weight: Tensor, vectors: Tensor
@@ -215,6 +238,23 @@ def _merged(pieces: list[_Slice]) -> list[_Slice]:
         else:
             merged.append(piece)
     return merged
+
+
+def _columns(spec: TeamSpec, name: str | None) -> tuple[int, int]:
+    """First and last column (exclusive) of a field among the plain inputs; of all plain fields where `name` is None."""
+    sizes = {plain: _inputs(field, field.shape) for plain, field in spec.observation.items() if field.entity is None}
+    if not sizes:
+        raise InputError(f"network.request_encoder: {spec.scenario} has no plain field that it could read")
+    if name is None:
+        return 0, sum(sizes.values())
+    if name not in sizes:
+        known = ", ".join(sizes)
+        raise InputError(
+            f"network.request_encoder.field = {name!r}: expected a plain field of {spec.scenario}, {known}; or null"
+        )
+    names = list(sizes)
+    first = sum(sizes[before] for before in names[: names.index(name)])
+    return first, first + sizes[name]
 
 
 def _capacity(spec: TeamSpec, entity: str | None) -> int:
@@ -275,6 +315,12 @@ class BranchScores:
     place: Tensor
     values: Tensor
     shape: tuple[int, ...]
+
+    @staticmethod
+    def everywhere(scores: Tensor) -> BranchScores:
+        """All branches of dense scores `[..., H, C]`."""
+        shape = scores.shape[:-1]
+        return BranchScores(torch.arange(shape.numel(), device=scores.device), scores.flatten(0, -2), shape)
 
     def dense(self) -> Tensor:
         """`[..., H, C]`, 0 for branches that are not in the list."""

@@ -24,6 +24,7 @@ TERMINATED = "terminated"  # [B, T] bool
 FILLED = "filled"  # [B, T] bool, False after the end of the episode
 AGENT_REWARD = "agent_reward"  # [B, T, N] float32, where the problem knows single agents' parts of the reward
 LOG_PROB = "log_prob"  # [B, T, N, H] float32, of stochastic policies: of each branch's choice when it was made
+DENOISING = "denoising"  # [B, T, N, steps, W] float32, of diffusion actors: the noise that a decision came from
 
 
 class TeamModule(TorchRLModule, InferenceOnlyAPI):

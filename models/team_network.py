@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from envs.team import TeamSpec
+from models.diffusion import DiffusionActor, DiffusionConfig
 from models.encoders import ActionEncoder, BranchHeads, BranchScores, Members, ObservationEncoder
 from models.intent import EnvironmentAttention, IntentEncoder, MessageAttention, Topology, topology_matrix
+from models.request_encoder import RequestEncoderConfig
 
 
 class IntentConfig(BaseModel):
@@ -41,6 +43,8 @@ class NetworkConfig(BaseModel):
     graph_convolution: bool = Field(True, description="False: a graph's nodes do not hear their neighbours (ablation)")
     shared: bool = Field(True, description="False: every agent has weights of its own")
     intent: IntentConfig | None = Field(None, description="IDMAC's communication; null: the agents do not talk")
+    request_encoder: RequestEncoderConfig | None = Field(None, description="LRS's encoder of a long observation field")
+    diffusion: DiffusionConfig | None = Field(None, description="DLRS's actor, for algorithms with stochastic policies")
 
     @model_validator(mode="after")
     def _talk_needs_shared_weights(self) -> NetworkConfig:
@@ -101,11 +105,12 @@ class TeamNetwork(nn.Module):
         super().__init__()
         self.num_agents = spec.num_agents
         self.hidden_size = config.hidden
-        self.encoder = ObservationEncoder(spec, config.hidden, config.entity_hidden, config.graph_size)
+        self.encoder = ObservationEncoder(spec, config.hidden, config.entity_hidden, config.graph_size, config.request_encoder)
         self.encoder.graph_convolution = config.graph_convolution
         self.action_encoder = ActionEncoder(spec)
         self.recurrence = nn.GRU(config.hidden + self.action_encoder.size + spec.num_agents, config.hidden, batch_first=True)
         self.heads = BranchHeads(spec, config.hidden, config.entity_hidden)
+        self.diffusion = None if config.diffusion is None else DiffusionActor(spec, config.hidden, config.diffusion)
         self.intent_config = intent = config.intent
         self.hears: Tensor | None  # [N, N], None where nothing is exchanged
         hears = None
@@ -160,7 +165,7 @@ class TeamNetwork(nn.Module):
     def decide(
         self, hidden: Tensor, entities: dict[str, Members], intent: Tensor | None, heard: Tensor | None, hears: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Scores `[..., n, H, C]` and values `[..., n]`.
+        """Scores `[..., n, H, C]` and values `[..., n]`, of a diffusion actor without noise.
 
         Args:
             hidden: `[..., n, hidden]`.
@@ -168,7 +173,15 @@ class TeamNetwork(nn.Module):
             heard: `[..., k, G]`, the intents sent to them.
             hears: `[n, k]` or `[..., n, k]` bool.
         """
-        return self.heads(self._informed(hidden, intent, heard, hears), entities)
+        branches, value = self.score(self._informed(hidden, intent, heard, hears), entities)
+        return branches.dense(), value
+
+    def score(
+        self, informed: Tensor, entities: dict[str, Members], denoising: Tensor | None = None
+    ) -> tuple[BranchScores, Tensor]:
+        """Scores of the branches and values `[..., n]` of hidden states that know what was heard (`denoising`: `forward`)."""
+        branches, value = self.heads.listed(informed, entities)
+        return branches if self.diffusion is None else self.diffusion(informed, branches, denoising), value
 
     def _informed(self, hidden: Tensor, intent: Tensor | None, heard: Tensor | None, hears: Tensor | None) -> Tensor:
         """Hidden states `[..., n, hidden]` that the heads read (arguments: `decide`)."""
@@ -186,6 +199,7 @@ class TeamNetwork(nn.Module):
         previous_actions: Tensor,
         hidden: Tensor,
         noise: Tensor | None = None,
+        denoising: Tensor | None = None,
     ) -> NetworkOutput:
         """The whole team over T steps, each agent hearing the intents of the same step.
 
@@ -194,12 +208,14 @@ class TeamNetwork(nn.Module):
             previous_actions: `[B, T, N, H]`.
             hidden: `[B, N, hidden]`.
             noise: `[B, T, N, G]` standard normal numbers for the intents; None takes their means.
+            denoising: `[B, T, N, steps, W]` standard normal numbers for the diffusion actor (`DiffusionActor`); None: zeros.
         """
         seen = self.perceive(observation, previous_actions, hidden, torch.arange(self.num_agents, device=observation.device))
         intent = seen.mean
         if intent is not None and noise is not None and seen.deviation is not None:
             intent = intent + seen.deviation * noise
-        branches, value = self.heads.listed(self._informed(seen.hidden, intent, intent, self.hears), seen.entities)
+        informed = self._informed(seen.hidden, intent, intent, self.hears)
+        branches, value = self.score(informed, seen.entities, denoising)
         return NetworkOutput(branches, value, seen.last_hidden, intent, seen.mean, seen.deviation)
 
 
@@ -226,7 +242,12 @@ class SeparateNetworks(nn.Module):
         return self._each()[0].initial_state(batch)
 
     def forward(
-        self, observation: Tensor, previous_actions: Tensor, hidden: Tensor, noise: Tensor | None = None
+        self,
+        observation: Tensor,
+        previous_actions: Tensor,
+        hidden: Tensor,
+        noise: Tensor | None = None,
+        denoising: Tensor | None = None,
     ) -> NetworkOutput:
         """See `TeamNetwork.forward`."""
         scores, values, states = [], [], []
@@ -234,13 +255,12 @@ class SeparateNetworks(nn.Module):
             agent = slice(i, i + 1)
             place = torch.tensor([i], device=observation.device)
             seen = network.perceive(observation[:, :, agent], previous_actions[:, :, agent], hidden[:, agent], place)
-            branches, value = network.heads(seen.hidden, seen.entities)
-            scores.append(branches)
+            own = None if denoising is None else denoising[:, :, agent]
+            branches, value = network.score(seen.hidden, seen.entities, own)
+            scores.append(branches.dense())
             values.append(value)
             states.append(seen.last_hidden)
-        dense = torch.cat(scores, dim=2)
-        everywhere = torch.arange(dense.shape[:-1].numel(), device=dense.device)
-        listed = BranchScores(everywhere, dense.flatten(0, -2), dense.shape[:-1])
+        listed = BranchScores.everywhere(torch.cat(scores, dim=2))
         return NetworkOutput(listed, torch.cat(values, dim=2), torch.cat(states, dim=1))
 
     def _each(self) -> list[TeamNetwork]:

@@ -12,6 +12,7 @@ from envs.errors import InputError
 from envs.registry import Scenario, make_scenario, parse, scenario_from_dict
 from models.team_network import NetworkConfig
 from trainers.algorithms import find_algorithm
+from trainers.algorithms.policy_gradient import PolicyModule
 from trainers.algorithms.team_algorithm import Settings
 
 PRESETS = Path(__file__).parent / "presets"
@@ -71,13 +72,15 @@ class RunConfig(BaseModel):
 def make_run_config(algorithm: str, scenario: str, seed: int = 0, overrides: list[str] | None = None) -> RunConfig:
     """Defaults, then the algorithm's preset, then its part for the problem, then `overrides` (`section.key=value`).
 
+    A preset may name a `base`, another preset of which it states only what differs.
+
     Raises:
         InputError: Unknown algorithm, scenario or key, or a value that the key does not take.
     """
     find_algorithm(algorithm)
     given = parse_overrides(overrides or [])
     built = make_scenario(scenario, given.get("scenario"))
-    preset = yaml.safe_load((PRESETS / f"{algorithm}.yaml").read_text())
+    preset = _preset(algorithm)
     problem = preset.pop("problems", {}).get(built.problem, {})
     values: dict[str, Any] = {"seed": seed}
     for section in SECTIONS[1:]:
@@ -85,16 +88,25 @@ def make_run_config(algorithm: str, scenario: str, seed: int = 0, overrides: lis
     return _build(algorithm, built, values)
 
 
+def _preset(name: str) -> dict[str, Any]:
+    values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
+    base = values.pop("base", None)
+    return values if base is None else merge(_preset(base), values)
+
+
 def _build(name: str, scenario: Scenario, values: dict[str, Any]) -> RunConfig:
-    settings = find_algorithm(name).config_class().settings_class
+    family = find_algorithm(name).config_class()
+    network = parse(NetworkConfig, values.get("network") or {}, "network")
+    if network.diffusion is not None and not issubclass(family.module_class, PolicyModule):
+        raise InputError(f"network.diffusion: expected null, as {name} has no stochastic policy")
     return parse(
         RunConfig,
         {
             **values,
             "name": name,
             "scenario": scenario,
-            "algorithm": parse(settings, values.get("algorithm") or {}, f"algorithm {name}"),
-            "network": parse(NetworkConfig, values.get("network") or {}, "network"),
+            "algorithm": parse(family.settings_class, values.get("algorithm") or {}, f"algorithm {name}"),
+            "network": network,
             "training": parse(TrainingConfig, values.get("training") or {}, "training"),
         },
         "run",

@@ -77,10 +77,30 @@ class EpisodeRecorder:
         return {name: torch.stack(steps, dim=1).cpu() for name, steps in self._columns.items()}
 
 
+class Expert:
+    """The simulator's expert in the place of a module."""
+
+    message_bytes = 0
+
+    def __init__(self, simulator: TeamSimulator) -> None:
+        self.packer = ObservationPacker(simulator.spec)
+        self._simulator = simulator
+
+    def initial_state(self, num_envs: int) -> dict[str, Tensor]:
+        """It remembers nothing."""
+        return {}
+
+    def act(
+        self, packed: Tensor, action_mask: Tensor, state: dict[str, Tensor], *exploration: Any
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """As `TeamModule.act`, of the simulator as it is now."""
+        return self._simulator.expert_actions(), state, {}
+
+
 @torch.no_grad()
 def play_episodes(
     simulator: TeamSimulator,
-    module: TeamModule,
+    module: TeamModule | Expert,
     seeds: Tensor,
     explore: bool,
     env_steps: int = 0,

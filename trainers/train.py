@@ -27,7 +27,7 @@ from trainers.comparison import compare
 from trainers.config import RunConfig, TrainingConfig
 from trainers.evaluate import evaluate
 from trainers.figures import read_metrics
-from trainers.learned_policy import export_policy, load_policy
+from trainers.learned_policy import build_module, export_policy, load_policy
 
 CONFIG, METRICS, CHECKPOINTS, BUNDLE = "config.yaml", "metrics.jsonl", "checkpoints", "bundle"
 KEPT_CHECKPOINTS = 2
@@ -50,13 +50,15 @@ def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = Fals
         folder: The run folder; made here, or continued from its last checkpoint with `resume`.
 
     Raises:
-        InputError: The scenario cannot be simulated, or `folder` is taken (or, to resume, has no checkpoint). Nothing has been
-            created or changed then.
+        InputError: The scenario cannot be simulated or does not have what network or algorithm ask for, or `folder` is taken
+            (or, to resume, has no checkpoint). Nothing has been created or changed then.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
     """
     simulator = make_simulator(config.scenario, 1)
     spec = simulator.spec
     simulator.close()
+    config.algorithm.check(simulator)
+    build_module(config.name, spec, config.network, config.algorithm)  # complains where network and problem do not fit together
     checkpoint = latest_checkpoint(folder) if resume else None
     if not resume and folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: exists already: choose another --run, or --resume it")

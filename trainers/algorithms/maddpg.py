@@ -46,6 +46,7 @@ class MaddpgSettings(ReplaySettings):
 class MaddpgModule(PolicyModule):
     """Actors, the joint critic, and slow copies of both."""
 
+    records_noise = False  # replay says what was done; the losses ask what the actors would do
     settings: MaddpgSettings
 
     def setup_learning(self) -> None:
@@ -103,7 +104,7 @@ class MaddpgModule(PolicyModule):
         """`r + gamma * Q'(s', a')` with the slow actors' actions, `[B, T]`."""
         previous = F.pad(actions, (0, 0, 0, 0, 1, 0), value=-1)
         start = self.target_network.initial_state(len(actions))
-        out = self.target_network(batch[OBSERVATION], previous, start)
+        out = self.target_network(batch[OBSERVATION], previous, start, denoising=self.draw_noise(batch[OBSERVATION]))
         policy = BranchCategorical.of(out.scores, batch[ACTION_MASK])
         choices = F.one_hot(policy.sample(), self.spec.max_choices).to(torch.float32) * decides
         following = self.target_critic(batch[OBSERVATION], batch[STATE], choices)[:, 1:]

@@ -5,6 +5,10 @@ estimates advantages (GAE), `Mappo.training_step` goes over them in epochs and m
 `MappoModule._forward_train` computes the new probabilities and values, `MappoLearner.compute_loss_for_module` is the loss.
 
 The team's advantage is every agent's advantage; each agent's probability ratio is clipped by itself.
+
+G-MAPPO, T-MAPPO, LRS and DLRS (Yao et al. 2025) are this algorithm with expert episodes (`trainers.demonstrations`), with a
+request encoder, with both, and with a diffusion actor besides. Demonstrations count as if the present policy had played them:
+their ratios start at 1, and their advantages decide whether they are imitated.
 """
 
 from __future__ import annotations
@@ -17,12 +21,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from envs.errors import InputError
+from envs.team import TeamSimulator
 from models.critics import StateCritic
-from models.team_module import ACTIONS, ALIVE, FILLED, LOG_PROB, REWARD, STATE, TERMINATED
+from models.team_module import ACTIONS, ALIVE, DENOISING, FILLED, LOG_PROB, OBSERVATION, REWARD, STATE, TERMINATED
 from trainers.algorithms.policy_gradient import PolicyModule, join_rows
 from trainers.algorithms.returns import generalised_advantages
 from trainers.algorithms.team_algorithm import FIGURES, Settings, TeamAlgorithm, TeamAlgorithmConfig
 from trainers.algorithms.team_learner import TeamLearner
+from trainers.demonstrations import demonstrations_in_round, draw, play_demonstrations, steps_in
 from trainers.rollout import JointEpisodes
 
 ADVANTAGE, TARGET, OLD_VALUE = "advantage", "target", "old_value"  # [B, T] float32 each
@@ -39,6 +46,15 @@ class MappoSettings(Settings):
     minibatches: int = Field(1, ge=1, description="parts of a round, each one update")
     huber: float = Field(10.0, gt=0, description="deviations beyond which the value loss grows linearly")
     critic_hidden: int = Field(64, ge=4, description="width of the critic")
+    demonstrations: int = Field(
+        0, ge=0, description="episodes of the problem's expert that the first round also learns from; round u from this / u"
+    )
+    demonstrations_min: int = Field(1, ge=1, description="fewest demonstrations of a round; of fewer it takes none")
+
+    def check(self, simulator: TeamSimulator) -> None:
+        if self.demonstrations and not simulator.has_expert():
+            problem = simulator.spec.problem
+            raise InputError(f"algorithm.demonstrations = {self.demonstrations}: expected 0, as {problem} has no expert")
 
 
 class ValueNormaliser(torch.nn.Module):
@@ -111,6 +127,16 @@ class MappoModule(PolicyModule):
         advantage = (advantage - sampled.mean()) / (sampled.std(unbiased=False) + 1e-5)
         return {ADVANTAGE: advantage.cpu(), TARGET: target.cpu(), OLD_VALUE: old[:, :-1].cpu()}
 
+    @torch.no_grad()
+    def as_if_played(self, rows: JointEpisodes, seed: int) -> JointEpisodes:
+        """What this policy would have recorded had it made the choices in `rows`: log-probabilities, and the noise if any."""
+        rows = {name: column.to(self.device) for name, column in rows.items()}
+        noise = self.draw_noise(rows[OBSERVATION][:, :-1], torch.Generator(self.device).manual_seed(seed))
+        recorded = {} if noise is None else {DENOISING: noise}
+        policy, _ = self.unroll({**rows, **recorded})
+        recorded[LOG_PROB] = policy.of_branches(rows[ACTIONS].to(torch.int64))
+        return {name: value.cpu() for name, value in recorded.items()}
+
     def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         policy, _ = self.unroll(batch)
         return {
@@ -160,6 +186,14 @@ class Mappo(TeamAlgorithm):
 
     config: MappoConfig
 
+    rounds: int
+    """Rounds of learning that have begun."""
+
+    def setup(self, config: MappoConfig) -> None:
+        self.rounds = 0
+        self._demonstrations: JointEpisodes = {}
+        super().setup(config)
+
     @classmethod
     def get_default_config(cls) -> MappoConfig:
         return MappoConfig()
@@ -174,6 +208,8 @@ class Mappo(TeamAlgorithm):
             self.fit_inputs(rows)
             self.sync()
             return
+        self.rounds += 1
+        rows = self._with_demonstrations(rows)
         rows = {**rows, **self.on_learners("advantages", rows)}
         rng = np.random.default_rng([self.config.seed or 0, self.env_steps])
         for _ in range(settings.epochs):
@@ -181,6 +217,41 @@ class Mappo(TeamAlgorithm):
                 if len(picked):
                     self.learn({name: column[torch.from_numpy(picked)] for name, column in rows.items()})
         self.sync()
+
+    def _with_demonstrations(self, rows: JointEpisodes) -> JointEpisodes:
+        """A round's rows and the demonstrations that belong to it."""
+        settings = self.config.settings
+        count = demonstrations_in_round(settings.demonstrations, settings.demonstrations_min, self.rounds)
+        if not count:
+            self._demonstrations = {}
+            return rows
+        if not self._demonstrations:
+            self._demonstrations = self._play_demonstrations()
+        rng = np.random.default_rng([self.config.seed or 0, self.rounds])
+        drawn = draw(self._demonstrations, count, rng)
+        return join_rows([rows, {**drawn, **self.on_learners("as_if_played", drawn, int(rng.integers(2**63)))}])
+
+    def _play_demonstrations(self) -> JointEpisodes:
+        """All of them; they count as experience when they are played first, and not again after a resumption."""
+        config, environment = self.config, self.config.env_config
+        rows = play_demonstrations(
+            environment["scenario"],
+            config.settings.demonstrations,
+            config.num_envs_per_env_runner,
+            config.seed or 0,
+            environment.get("device", "cpu"),
+        )
+        if self.rounds == 1:
+            self.env_steps += steps_in(rows)
+            self.episodes += len(rows[FILLED])
+        return rows
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**super().get_state(*args, **kwargs), "rounds": self.rounds}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self.rounds = state.get("rounds", self.rounds)
 
 
 class MappoConfig(TeamAlgorithmConfig):

@@ -17,7 +17,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from envs.registry import Scenario
-from envs.team import TeamSpec, episode_seeds
+from envs.team import TeamSimulator, TeamSpec, episode_seeds
 from models.team_module import TeamModule
 from models.team_network import NetworkConfig
 from trainers.algorithms.team_learner import TeamLearner
@@ -44,6 +44,9 @@ class Settings(BaseModel):
     lr_end: float | None = Field(None, gt=0, description="the rate falls linearly to this at the end; null: it stays as it is")
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
     gradient_clip: float = Field(10.0, gt=0, description="largest global norm of the gradient")
+
+    def check(self, simulator: TeamSimulator) -> None:
+        """Raises `InputError` where the settings ask for what the problem does not have."""
 
 
 class TeamAlgorithmConfig(AlgorithmConfig):
