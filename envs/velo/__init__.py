@@ -10,6 +10,7 @@ from envs.velo.scenario import VeloScenario
 from envs.velo.simulator import VeloSimulator
 
 SCENARIO = VeloScenario
+HEURISTICS = "trainers.baselines.velo"
 PRESETS: dict[str, dict[str, Any]] = {
     "n3": {},
     "n5": {"num_servers": 5, "llm": {"slots": 4}},

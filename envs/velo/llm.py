@@ -22,7 +22,7 @@ class LlmProfile(BaseModel):
     slots: int = Field(2, ge=1, le=100_000, description="requests that it serves at once")
     network_s: Seconds = Field(0.05, description="to the cloud and back")
     prefill_s_per_token: Seconds = Field(0.0005, description="of the prompt")
-    decode_s_per_token: Seconds = Field(0.03, description="of the answer")
+    decode_s_per_token: Seconds = Field(0.025, description="of the answer")
 
 
 PROFILES: dict[str, LlmProfile] = {

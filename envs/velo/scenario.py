@@ -61,7 +61,7 @@ class VeloScenario(Scenario):
     )
     relevance_far: Distance = Field(1.1, description="distance from which it does not help at all")
     augmentation_gain: Share = Field(0.6, description="share of the distance that fully relevant text removes (Table III)")
-    augmentation_harm: NonNegative = Field(0.2, description="share of the distance that irrelevant text adds")
+    augmentation_harm: NonNegative = Field(0.4, description="share of the distance that irrelevant text adds")
     augmented_length: Positive = Field(1.5, description="of an answer with retrieved text; Table III: 11.5 s instead of 7.7 s")
     retrieved_tokens: int = Field(180, ge=0, le=100_000, description="that retrieved text adds to the prompt")
 
@@ -74,6 +74,9 @@ class VeloScenario(Scenario):
     # Decisions and faults
     action_space: Literal["binary", "ternary"] = Field("binary", description="binary: store or cloud, as in the paper")
     mask_invalid: bool = Field(True, description="False: the store can be chosen where it has nothing; the cloud answers then")
+    expert_foresight: bool = Field(
+        True, description="the simulator's expert counts what an answer brings later requests; False: this request alone"
+    )
     server_outage_probability: Share = Field(0.0, description="per request that the server's store cannot be reached")
     link_degradation_probability: Share = Field(0.0, description="per request that the link to the cloud is slow")
     link_degradation: Positive = Field(20.0, description="factor on the network's time where it is")

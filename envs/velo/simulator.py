@@ -18,6 +18,7 @@ from envs.team import StepResult, TeamSimulator
 from envs.velo import answers, spec
 from envs.velo.corpus import corpus_from
 from envs.velo.episode import Episode, EpisodeSource
+from envs.velo.expert import Foresight
 from envs.velo.pool import Nearest, Pool
 from envs.velo.scenario import VeloScenario
 from envs.velo.vectors import DIRECTIONS, Vectors
@@ -82,7 +83,7 @@ class VeloSimulator(TeamSimulator):
         self.corpus = corpus_from(scenario.corpus)
         self.spec = spec.team_spec(scenario, self.corpus)
         self._source = EpisodeSource(scenario, self.corpus, DIRECTIONS, self.device)
-        self._vectors = Vectors(self.corpus, scenario.corpus.seed, self.device)
+        self.vectors = Vectors(self.corpus, scenario.corpus.seed, self.device)
         self._group = self.corpus.group.to(self.device)
         self._prompt = self.corpus.prompt_tokens.double().to(self.device)
         self._episode: Episode | None = None
@@ -95,11 +96,12 @@ class VeloSimulator(TeamSimulator):
         self._progress = Progress(zeros[:, 0].clone(), zeros.clone(), zeros.clone(), zeros.clone())
         self._step = 0
         self._ahead = (0, 0)
-        self._pool = Pool(zeros.numel(), s.entries, self.device)
+        self._foresight: Foresight | None = None
+        self.pool = Pool(zeros.numel(), s.entries, self.device)
         past = slice(0, s.initial_exchanges)
         plain_s = s.llm.network_s + answers.service_s(s.llm, self._prompt[episode.question], episode.answer_tokens)
         value = on_grid(-episode.distance - plain_s)[:, :, past].flatten(0, 1)
-        self._pool.insert(past, value, torch.ones_like(value, dtype=torch.bool))
+        self.pool.insert(past, value, torch.ones_like(value, dtype=torch.bool))
         self._look()
         return self._show(zeros, {name: torch.zeros(self.num_envs, device=self.device) for name in self._sums()})
 
@@ -133,16 +135,21 @@ class VeloSimulator(TeamSimulator):
 
     @torch.no_grad()
     def expert_actions(self) -> Tensor:
-        """The legal choice with the highest reward of this very request, behind what waits at the LLM already."""
-        arrival_s, mask = self._arrival_s(), self._action_mask()
-        wait_s = (self._progress.free_s[:, None] - arrival_s).clamp(min=0.0)
-        rewards = []
-        for choice in range(mask.shape[-1]):
-            outcome = self.outcome(torch.full_like(arrival_s, choice, dtype=torch.int64))
-            delay_s = outcome.own_s + wait_s * outcome.asks
-            rewards.append(on_grid(self._reward(outcome.satisfaction, delay_s, (outcome.route == CLOUD).double())))
-        best = torch.stack(rewards, dim=-1).masked_fill(~mask[:, :, 0], -torch.inf).argmax(-1)
+        """See `envs.velo.expert`."""
+        if self._foresight is None:
+            self._foresight = Foresight(self.scenario, self.episode, self.vectors, self._group, self._prompt)
+        rewards = [self._expected_reward(choice) for choice in range(self.spec.max_choices)]
+        if self.scenario.expert_foresight and not self.frozen:
+            rewards[CLOUD] = rewards[CLOUD] + self._foresight.gain(self.pool.present[:, 0::2], self._slot) * self._store_up()
+        best = torch.stack(rewards, dim=-1).masked_fill(~self._action_mask()[:, :, 0], -torch.inf).argmax(-1)
         return best[..., None]
+
+    def _expected_reward(self, choice: int) -> Tensor:
+        """`[E, N]` float64: of one choice of every server, behind what waits at the LLM already."""
+        arrival_s = self._arrival_s()
+        outcome = self.outcome(torch.full_like(arrival_s, choice, dtype=torch.int64))
+        wait_s = (self._progress.free_s[:, None] - arrival_s).clamp(min=0.0) * outcome.asks
+        return on_grid(self._reward(outcome.satisfaction, outcome.own_s + wait_s, (outcome.route == CLOUD).double()))
 
     @property
     def episode(self) -> Episode:
@@ -212,7 +219,7 @@ class VeloSimulator(TeamSimulator):
         question, direction, distance = (
             values.gather(2, past).squeeze(2) for values in (episode.question, episode.direction, episode.distance)
         )
-        return self._vectors.from_reference(episode.question[:, :, self._exchange], question, direction, distance)
+        return self.vectors.from_reference(episode.question[:, :, self._exchange], question, direction, distance)
 
     def _reward(self, satisfaction: Tensor, delay_s: Tensor, direct: Tensor) -> Tensor:
         s = self.scenario
@@ -228,7 +235,7 @@ class VeloSimulator(TeamSimulator):
 
     def _update_stores(self, outcome: Outcome, delay_s: Tensor) -> Tensor:
         """Insertion, use and eviction (Algorithm 2); `[E]` float64, entries dropped."""
-        s, pool = self.scenario, self._pool
+        s, pool = self.scenario, self.pool
         used = (outcome.route != CLOUD).flatten()
         place = outcome.place.flatten()
         before = pool.value.gather(1, place.clamp(min=0)[:, None]).view_as(delay_s)
@@ -287,7 +294,7 @@ class VeloSimulator(TeamSimulator):
     def _look(self) -> None:
         """Queries every store with the present request, and picks the entries that an action would use."""
         s = self.scenario
-        found = self._pool.nearest(self._squared(), s.query_results)
+        found = self.pool.nearest(self._squared(), s.query_results)
         up = self._store_up().flatten()[:, None]
         place = torch.where(up, found.place, -1)
         distance = found.distance.masked_fill(~up, torch.inf)
@@ -311,7 +318,7 @@ class VeloSimulator(TeamSimulator):
             last = min(s.steps, first + max(1, AHEAD // (self.num_envs * s.num_servers * s.entries)))
             past = slice(s.exchanges)
             requests = slice(s.initial_exchanges + first, s.initial_exchanges + last)
-            self._block = self._vectors.distances(
+            self._block = self.vectors.distances(
                 episode.question[:, :, requests].flatten(0, 1),
                 *(x[:, :, past].flatten(0, 1) for x in (episode.question, episode.direction, episode.distance)),
             )
@@ -320,7 +327,7 @@ class VeloSimulator(TeamSimulator):
 
     def _stored(self) -> Tensor:
         """`[E, N]` int64, entries of each store."""
-        return self._pool.present.sum(1).view(self.num_envs, -1)
+        return self.pool.present.sum(1).view(self.num_envs, -1)
 
     def _show(self, reward: Tensor, metrics: dict[str, Tensor]) -> StepResult:
         finished = torch.full((self.num_envs,), self._step >= self.scenario.steps, device=self.device)
@@ -346,7 +353,7 @@ class VeloSimulator(TeamSimulator):
         mean = on_grid(now.direct_satisfaction / now.direct.clamp(min=1.0))
         up = self._store_up()
         shown = {
-            "request": self._vectors.question[question],
+            "request": self.vectors.question[question],
             "prompt_tokens": self._prompt[question],
             "distance": found.distance.masked_fill(~there, 0.0),
             "kind": found.kind,
@@ -381,7 +388,7 @@ class VeloSimulator(TeamSimulator):
                 found.distance.masked_fill(~there, 2.0) / 2.0,
                 (found.kind + 1.0) / 2.0,
                 found.uses / (1.0 + found.uses),
-                self._vectors.coordinates[question],
+                self.vectors.coordinates[question],
                 (self._prompt[question] / self.spec.observation["prompt_tokens"].high).float()[..., None],
                 (stored / s.entries)[..., None],
             ],
