@@ -74,11 +74,7 @@ class DiffusionActor(nn.Module):
     """
 
     _places: Tensor  # [W], where the existing choices lie in [H * C]
-    _start: Tensor  # [steps], eq. 15: factor of kappa_tau in the estimate of kappa_0
-    _removed: Tensor  # [steps], and of the predicted noise
-    _kept: Tensor  # [steps], eq. 16: factor of kappa_tau in the mean of kappa_(tau - 1)
-    _drawn: Tensor  # [steps], and of the estimate of kappa_0
-    _deviation: Tensor  # [steps], of the noise that is added (eqs. 18 and 19)
+    _factors: Tensor  # [steps, 5], of `chain_factors`
     _time: Tensor  # [steps, TIME_SIZE], sinusoidal
 
     def __init__(self, spec: TeamSpec, hidden: int, config: DiffusionConfig) -> None:
@@ -93,9 +89,10 @@ class DiffusionActor(nn.Module):
         self.noise_layers = nn.Sequential(
             nn.Mish(), nn.Linear(config.hidden, config.hidden), nn.Mish(), nn.Linear(config.hidden, self.width), nn.Tanh()
         )
-        constants = {"_places": exists.nonzero().squeeze(-1), "_time": _sinusoids(config.steps), **_coefficients(config)}
-        for name, values in constants.items():
-            self.register_buffer(name, values, persistent=False)
+        factors = torch.stack(list(chain_factors(config).values()), dim=-1)
+        self.register_buffer("_factors", factors, persistent=False)
+        self.register_buffer("_places", exists.nonzero().squeeze(-1), persistent=False)
+        self.register_buffer("_time", _sinusoids(config.steps), persistent=False)
 
     def forward(self, hidden: Tensor, heads: BranchScores, noise: Tensor | None = None) -> BranchScores:
         """Scores of all branches.
@@ -118,17 +115,23 @@ class DiffusionActor(nn.Module):
         x = condition.new_zeros(*condition.shape[:-1], self.width) if noise is None else noise[..., 0, :]
         for step in reversed(range(self.steps)):
             predicted = self.noise_layers(condition + time[step] + self.chain_layer(x))
-            start = self._start[step] * x - self._removed[step] * predicted
+            start, removed, kept, drawn, deviation = self._factors[step]
+            estimate = start * x - removed * predicted
             if self.clip is not None:
-                start = start.clamp(-self.clip, self.clip)
-            x = self._kept[step] * x + self._drawn[step] * start
+                estimate = estimate.clamp(-self.clip, self.clip)
+            x = kept * x + drawn * estimate
             if noise is not None and step > 0:
-                x = x + self._deviation[step] * noise[..., self.steps - step, :]
+                x = x + deviation * noise[..., self.steps - step, :]
         return x
 
 
-def _coefficients(config: DiffusionConfig) -> dict[str, Tensor]:
-    """The factors of eqs. 15, 16 and 18 for each step, `[steps]` float32 each. Together eqs. 15 and 16 are eq. 17."""
+def chain_factors(config: DiffusionConfig) -> dict[str, Tensor]:
+    """What each step of the chain multiplies by, `[steps]` float32 each. Together eqs. 15 and 16 are eq. 17.
+
+    Returns:
+        `start` and `removed`: of kappa_tau and of the predicted noise in the estimate of kappa_0 (eq. 15). `kept` and `drawn`:
+        of kappa_tau and of that estimate in the mean of kappa_(tau - 1) (eq. 16). `deviation`: of the noise (eqs. 18 and 19).
+    """
     beta = variances(config)
     alpha = 1.0 - beta
     left = alpha.cumprod(0)  # alpha-bar
@@ -136,11 +139,11 @@ def _coefficients(config: DiffusionConfig) -> dict[str, Tensor]:
     posterior = (1.0 - before) / (1.0 - left) * beta  # eq. 19
     deviation = posterior.sqrt() if config.noise_scale == "standard" else (posterior / 2.0).square()
     factors = {
-        "_start": left.rsqrt(),
-        "_removed": (1.0 / left - 1.0).sqrt(),
-        "_kept": alpha.sqrt() * (1.0 - before) / (1.0 - left),
-        "_drawn": before.sqrt() * beta / (1.0 - left),
-        "_deviation": deviation,
+        "start": left.rsqrt(),
+        "removed": (1.0 / left - 1.0).sqrt(),
+        "kept": alpha.sqrt() * (1.0 - before) / (1.0 - left),
+        "drawn": before.sqrt() * beta / (1.0 - left),
+        "deviation": deviation,
     }
     return {name: values.to(torch.float32) for name, values in factors.items()}
 
