@@ -24,6 +24,8 @@ from envs.team import ActionHead, Field, Metric, TeamSpec
 FORMAT = 1
 WEIGHTS = "policy.safetensors"
 MANIFEST = "manifest.json"
+EXAMPLE = "example.json"
+"""Optional: a request body that a server of the policy answers."""
 PACKAGES = ("torch", "ray", "numpy")
 
 

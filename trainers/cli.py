@@ -465,6 +465,10 @@ def _training_progress(total: int, as_json: bool) -> Iterator[_TrainingReport]:
 
 def main() -> None:
     """Entry point: bad input ends with one line on stderr and exit code 2, any other failure with 1."""
+    from serve.cli import serve_command, update_command  # the server is built on the trainers, and the command line on both
+
+    cli.add_command(serve_command)
+    cli.add_command(update_command)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:

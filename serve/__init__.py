@@ -1,0 +1,1 @@
+"""Trained policies and heuristics behind a URL, on Ray Serve."""

@@ -1,0 +1,114 @@
+"""The Ray Serve application: replicas that decide, and one place for sessions.
+
+`serve deploy` and `edgeflock serve` deploy the same description (`description`): which policies are served is the deployment's
+`user_config`, so that an update of it is taken over by running replicas, between two requests.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from envs.registry import parse
+from serve.app import Application
+from serve.config import PolicySources, Scaling, ServerSettings, read_settings, read_token
+from serve.metrics import FOLDER, Metrics
+from serve.policies import Shelf
+from serve.sessions import RemoteSessions, SessionService
+from serve.tokens import StateTokens, read_key
+
+APPLICATION = "edgeflock"
+IMPORT_PATH = "serve.deployment:build"
+
+
+@serve.deployment
+@serve.ingress()
+class Policies:
+    """One replica: the application around a shelf."""
+
+    def __init__(self, settings: dict[str, Any], sessions: DeploymentHandle) -> None:
+        torch.set_num_threads(1)  # the networks are small
+        self._settings = read_settings(settings)
+        metrics = Metrics()
+        self._shelf = Shelf(metrics, self._settings.limits.batch)
+        self._application = Application(
+            self._shelf,
+            StateTokens(read_key(self._settings.key_file)),
+            RemoteSessions(sessions),
+            metrics,
+            self._settings.limits,
+            self._settings.sessions,
+            read_token(self._settings.token_file),
+        )
+
+    def __serve_build_asgi_app__(self) -> Application:
+        return self._application
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Loads what is new; whoever is waiting is answered by what there was."""
+        sources = parse(PolicySources, user_config, "policies").policies
+        self._shelf.load(sources)
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application of these `ServerSettings`; its policies come as `user_config`."""
+    settings = read_settings(args)
+    sessions = SessionService.bind(settings.sessions.ttl_s, settings.sessions.capacity)  # type: ignore[attr-defined]
+    return Policies.bind(settings.model_dump(mode="json"), sessions)  # type: ignore[attr-defined]
+
+
+def description(sources: PolicySources, settings: ServerSettings, scaling: Scaling, host: str, port: int) -> dict[str, Any]:
+    """The whole application as Ray's `serve deploy` takes it (`ServeDeploySchema`)."""
+    limits = settings.limits
+    policies: dict[str, Any] = {
+        "name": "Policies",
+        "user_config": sources.model_dump(mode="json"),
+        "max_ongoing_requests": limits.ongoing,
+        "max_queued_requests": limits.queued,
+        "backpressure_config": {"status_code": 503, "retry_after_s": limits.retry_after_s},
+        "health_check_period_s": 2.0,
+        "health_check_timeout_s": 10.0,
+        "graceful_shutdown_timeout_s": limits.time_s + 5.0,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "ray_actor_options": {
+            "num_cpus": scaling.num_cpus,
+            "runtime_env": {"env_vars": {FOLDER: str(settings.metrics_folder), "OMP_NUM_THREADS": "1"}},
+        },
+    }
+    if scaling.max_replicas is None:
+        policies["num_replicas"] = scaling.replicas
+    else:
+        policies["autoscaling_config"] = {
+            "min_replicas": scaling.replicas,
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": scaling.target_ongoing,
+        }
+    application = {
+        "name": APPLICATION,
+        "route_prefix": "/",
+        "import_path": IMPORT_PATH,
+        "args": settings.model_dump(mode="json"),
+        "deployments": [policies, {"name": "SessionService"}],
+    }
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": host, "port": port, "request_timeout_s": limits.time_s + 5.0, "keep_alive_timeout_s": 60},
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "applications": [application],
+    }
+
+
+def prepare(settings: ServerSettings, sources: PolicySources) -> None:
+    """Makes what replicas need, and loads everything once, so that what is wrong is known before anything starts.
+
+    Raises:
+        InputError: A bundle, the token file or the key file is unusable.
+    """
+    read_token(settings.token_file)
+    Shelf(Metrics(), settings.limits.batch).load(sources.policies)
+    read_key(settings.key_file)
+    os.makedirs(settings.metrics_folder, exist_ok=True)

@@ -1,0 +1,108 @@
+"""Starts the application on a Ray of its own, and changes what a running one serves."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve._private.api import serve_start
+from ray.serve._private.client import ServeControllerClient
+from ray.serve.schema import ServeDeploySchema
+
+from envs.errors import InputError
+from serve.deployment import APPLICATION
+
+START_S = 180.0
+"""Longest time until replicas are ready: importing torch and Ray on a busy machine takes its time."""
+
+
+@contextmanager
+def server(description: dict[str, Any], replicas: int, loopback: bool) -> Iterator[None]:
+    """The application of `deployment.description`, ready to answer; it ends with the context.
+
+    Args:
+        replicas: Most replicas, for each of which Ray needs a core on its books.
+        loopback: Whether Ray itself should listen at this machine's own address only.
+
+    Raises:
+        InputError: The application does not start; the message is Ray's.
+    """
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    ray.init(
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        num_cpus=max(os.cpu_count() or 1, replicas),
+        _node_ip_address="127.0.0.1" if loopback else None,
+        _system_config={"worker_niceness": 0},
+    )
+    try:
+        schema = ServeDeploySchema.model_validate(description)
+        client = serve_start(
+            http_options=schema.http_options.model_dump(),
+            proxy_location=schema.proxy_location,
+            global_logging_config=schema.logging_config,
+        )
+        client.deploy_apps(schema)
+        wait_until_running(client)
+        yield
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def wait_until_running(client: ServeControllerClient) -> None:
+    """Raises InputError when the application cannot start, with the last line of the reason."""
+    ends = time.monotonic() + START_S
+    while time.monotonic() < ends:
+        status = serve.status().applications.get(APPLICATION)
+        if status is not None and status.status == "RUNNING":
+            client.wait_for_proxies_serving(wait_for_applications_running=True)
+            return
+        if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            messages = [status.message, *(deployment.message for deployment in status.deployments.values())]
+            lines = [line for message in messages for line in message.strip().splitlines()]
+            raise InputError(f"the server does not start: {lines[-1] if lines else status.status}")
+        time.sleep(0.1)
+    raise InputError(f"the server did not start within {START_S:g} s")
+
+
+def update(sources: dict[str, Path], address: str) -> list[str]:
+    """Serves these policies besides (or instead of) those of the same names; returns all names.
+
+    Raises:
+        InputError: No such application runs there.
+    """
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="serve")
+    except ConnectionError:
+        raise InputError(f"no Ray cluster runs at {address!r}: start the server with `edgeflock serve`") from None
+    try:
+        client = serve_start()
+        whole = served(client)
+        (policies,) = [one for one in whole["applications"][0]["deployments"] if one["name"] == "Policies"]
+        together = policies["user_config"]["policies"] | {name: str(folder) for name, folder in sources.items()}
+        policies["user_config"] = {"policies": together}
+        client.deploy_apps(ServeDeploySchema.model_validate(whole))
+        wait_until_running(client)
+        return list(together)
+    finally:
+        ray.shutdown()
+
+
+def served(client: ServeControllerClient) -> dict[str, Any]:
+    """The description that was deployed.
+
+    Raises:
+        InputError: There is none of this project.
+    """
+    found = client.get_serve_details()["applications"].get(APPLICATION)
+    if found is None or not found["deployed_app_config"]:
+        raise InputError(f"Ray Serve runs there without the application {APPLICATION!r}")
+    return {"applications": [found["deployed_app_config"]]}
