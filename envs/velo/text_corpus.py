@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,16 @@ def text_corpus(config: CorpusConfig) -> Corpus:
         file = read_table(str(path), Questions)
     except ValueError as error:
         raise InputError(f"corpus {error}") from None
-    trained = len(file.groups) - file.new_groups
-    rows = [row for number, group in enumerate(file.groups) for row in _rows(number, group, number >= trained)]
-    rows = [row for row in rows if not config.languages or row[2] in config.languages]
-    if not rows:
+    kept = [
+        (group, number >= len(file.groups) - file.new_groups)
+        for number, group in enumerate(file.groups)
+        if not config.languages or any(language in config.languages for language in group.questions)
+    ]
+    if not kept:
         raise InputError(f"corpus {path}: has no question in {', '.join(config.languages)}")
+    rows = [row for number, (group, new) in enumerate(kept) for row in _rows(number, group, new, config.languages)]
     groups, splits, languages, texts = zip(*rows, strict=True)
-    answers = [group.answer for group in file.groups]
+    answers = [group.answer for group, _ in kept]
     vectors = embedded([*texts, *answers], path)
     group = torch.tensor(groups)
     topics = list(file.topics)
@@ -83,9 +87,9 @@ def text_corpus(config: CorpusConfig) -> Corpus:
         answer=unit_vectors(vectors[len(texts) :], str(path))[group],
         group=group,
         split=torch.tensor(splits),
-        topic=torch.tensor([topics.index(group.topic) for group in file.groups]),
-        popularity=zipf_popularity(rng, len(answers), trained, config.zipf),
-        difficulty=torch.tensor([file.topics[group.topic].difficulty for group in file.groups]),
+        topic=torch.tensor([topics.index(group.topic) for group, _ in kept]),
+        popularity=zipf_popularity(rng, len(kept), sum(not new for _, new in kept), config.zipf),
+        difficulty=torch.tensor([file.topics[group.topic].difficulty for group, _ in kept]),
         answer_tokens=ANSWER_LENGTHENING * token_count(answers),
         prompt_tokens=token_count(texts),
         texts=texts,
@@ -94,9 +98,9 @@ def text_corpus(config: CorpusConfig) -> Corpus:
     )
 
 
-def _rows(number: int, group: Group, new: bool) -> list[tuple[int, int, str, str]]:
+def _rows(number: int, group: Group, new: bool, languages: Sequence[str]) -> list[tuple[int, int, str, str]]:
     """Group, split, language and text of each question of a group; a restatement is in the first language."""
     rows = [(number, NEW if new else TRAIN, language, text) for language, text in group.questions.items()]
     if group.restated is not None:
         rows.append((number, NEW if new else SIMILAR, next(iter(group.questions)), group.restated))
-    return rows
+    return [row for row in rows if not languages or row[2] in languages]
