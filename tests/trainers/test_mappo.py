@@ -8,6 +8,7 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from envs.registry import make_scenario, make_simulator
+from models.diffusion import DiffusionConfig
 from models.team_module import ALIVE, FILLED, LOG_PROB, OBSERVATION, REWARD, STATE, TERMINATED
 from models.team_network import NetworkConfig
 from trainers.algorithms.mappo import ADVANTAGE, OLD_VALUE, TARGET, MappoConfig, MappoSettings, ValueNormaliser
@@ -17,14 +18,14 @@ from trainers.rollout import TeamEnvRunner, play_episodes
 NETWORK = NetworkConfig(hidden=8, entity_hidden=4)
 
 
-def learner_of(scenario: str = "games/two-step", **changes):
+def learner_of(scenario: str = "games/two-step", network: NetworkConfig = NETWORK, **changes):
     """A learner with fresh weights."""
     built = make_scenario(scenario, {"max_steps": 4} if "spread" in scenario else {})
     simulator = make_simulator(built)
     simulator.close()
     config = (
         MappoConfig()
-        .team(built, simulator.spec, NETWORK, MappoSettings(**changes), env_steps=1000)
+        .team(built, simulator.spec, network, MappoSettings(**changes), env_steps=1000)
         .debugging(seed=5, log_level="ERROR")
     )
     return config.build_learner(spaces={DEFAULT_MODULE_ID: TeamEnvRunner.spaces_of(simulator.spec)})
@@ -228,3 +229,15 @@ def test_the_critic_and_the_policy_are_standardised_by_what_was_sampled():
     torch.testing.assert_close(module.critic.standard.shift, states.mean(0))
     seen = rows[OBSERVATION].float().flatten(0, 2)
     torch.testing.assert_close(module.network.encoder.plain_standard.shift, seen.mean(0))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "vp"])
+@pytest.mark.parametrize("steps", [5, 10])
+def test_before_the_first_update_a_diffusion_actors_ratios_are_1_to_the_bit(steps, schedule):
+    network = NETWORK.model_copy(update={"diffusion": DiffusionConfig(steps=steps, schedule=schedule, hidden=16)})
+    learner = learner_of("games/climb", network)  # one step an episode: runner and learner compute it in batches of one shape
+    simulator = make_simulator(learner.config.env_config["scenario"], 32)
+    rows, _ = play_episodes(simulator, module_of(learner), torch.arange(32), True, generator=torch.Generator().manual_seed(0))
+    log_p = learner.module[DEFAULT_MODULE_ID].forward_train({**rows, **module_of(learner).advantages(rows)})[LOG_PROB]
+    assert torch.equal((log_p - rows[LOG_PROB].sum(-1)).exp(), torch.ones(32, 1, 2))
+    assert len(log_p.unique()) > 32  # every decision had noise of its own

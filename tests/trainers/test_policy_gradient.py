@@ -7,9 +7,11 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from envs.registry import make_scenario, make_simulator
+from models.diffusion import DiffusionConfig
 from models.distributions import BranchCategorical
-from models.team_module import ACTION_MASK, ACTIONS, ALIVE, FILLED, LOG_PROB, OBSERVATION, REWARD, STATE
-from models.team_network import NetworkConfig
+from models.request_encoder import RequestEncoderConfig
+from models.team_module import ACTION_MASK, ACTIONS, ALIVE, DENOISING, FILLED, LOG_PROB, OBSERVATION, REWARD, STATE
+from models.team_network import IntentConfig, NetworkConfig
 from trainers.algorithms import find_algorithm
 from trainers.algorithms.mappo import MappoSettings
 from trainers.algorithms.policy_gradient import join_rows
@@ -25,12 +27,20 @@ PROBLEMS: dict[str, dict[str, Any]] = {
 }
 
 
-def played(problem: str, shared: bool = True, explore: bool = True):
+# small parts of LRS and DLRS that any of the algorithms can use
+OPTIONS = {
+    "request_encoder": RequestEncoderConfig(field=None, patches=2, width=6, heads=3, linear=8, size=4),
+    "diffusion": DiffusionConfig(steps=5, hidden=16),
+}
+
+
+def played(problem: str, shared: bool = True, explore: bool = True, algorithm: str = "mappo", **options: Any):
     """A fresh module with standardised inputs, and the rows of three episodes that it played."""
     simulator = make_simulator(make_scenario(problem, PROBLEMS[problem]), 3)
     torch.manual_seed(1)
-    network = NETWORK.model_copy(update={"shared": shared})
-    module = build_module("mappo", simulator.spec, network, MappoSettings())
+    network = NETWORK.model_copy(update={"shared": shared, **options})
+    settings = find_algorithm(algorithm).config_class().settings_class()
+    module = build_module(algorithm, simulator.spec, network, settings)
     seeds = torch.tensor([3, 4, 5])
     rows, _ = play_episodes(simulator, module, seeds, True, generator=torch.Generator().manual_seed(2))
     module.network.fit(rows[OBSERVATION][rows[ALIVE]])
@@ -128,6 +138,65 @@ def test_rows_of_several_runners_are_padded_to_the_longest():
 def test_one_runners_rows_stay_as_they_are():
     rows = rows_of(2, 3, 0)
     assert join_rows([rows]) is rows
+
+
+# ------------------------------------------------------------------------------------------------------ diffusion actors
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_recorded_noise_gives_the_recorded_log_probabilities(problem, shared):
+    module, rows = played(problem, shared, **OPTIONS)
+    episodes, steps, agents, _ = rows[ACTIONS].shape
+    assert rows[DENOISING].shape == (episodes, steps, agents, 5, sum(module.spec.branches))
+    assert rows[DENOISING].dtype == torch.float32
+    policy, _ = module.unroll(rows)
+    torch.testing.assert_close(policy.of_branches(rows[ACTIONS].long()), rows[LOG_PROB], atol=2e-4, rtol=1e-3)
+    other, _ = module.unroll({**rows, DENOISING: torch.randn_like(rows[DENOISING])})
+    assert not torch.allclose(other.log_p, policy.log_p, atol=1e-2)
+
+
+def test_talking_agents_can_denoise():
+    module, rows = played("vehicular/v50-e6", intent=IntentConfig(size=4, key_size=4, tokens=4), **OPTIONS)
+    policy, _ = module.unroll(rows)
+    torch.testing.assert_close(policy.of_branches(rows[ACTIONS].long()), rows[LOG_PROB], atol=2e-4, rtol=1e-3)
+
+
+def test_play_denoises_zeros():
+    module, rows = played("games/two-step", explore=False, **OPTIONS)
+    assert DENOISING not in rows
+    zeros = torch.zeros(3, 2, 2, 5, sum(module.spec.branches))
+    policy, _ = module.unroll({**rows, DENOISING: zeros})
+    assert torch.equal(policy.mode(), rows[ACTIONS].long())
+    assert len(rows[ACTIONS].unique(dim=0)) == 1
+
+
+def test_the_same_generator_gives_the_same_noise_and_actions():
+    rows = [played("dag/paper", **OPTIONS)[1] for _ in range(2)]
+    assert torch.equal(rows[0][DENOISING], rows[1][DENOISING])
+    assert torch.equal(rows[0][ACTIONS], rows[1][ACTIONS])
+    noise = rows[0][DENOISING]
+    assert abs(noise.mean()) < 0.05
+    assert noise.std() == pytest.approx(1.0, abs=0.05)
+
+
+def test_decisions_that_were_not_made_have_fresh_noise():
+    module, rows = played("dag/paper", algorithm="coma", **OPTIONS)
+    policy, _ = module.unroll(rows)
+    longer = [module.unroll(rows, after=True)[0].log_p for _ in range(2)]
+    torch.testing.assert_close(longer[0][:, :-1], policy.log_p, atol=1e-4, rtol=1e-4)
+    assert torch.equal(longer[0][:, :-1], longer[1][:, :-1])
+    assert not torch.equal(longer[0][:, -1], longer[1][:, -1])
+
+
+def test_maddpg_asks_what_the_actors_would_do_now():
+    module, rows = played("dag/paper", algorithm="maddpg", **OPTIONS)
+    assert DENOISING not in rows
+    torch.manual_seed(1)
+    once, again = module.unroll(rows)[0].log_p, module.unroll(rows)[0].log_p
+    assert not torch.equal(once, again)
+    torch.manual_seed(1)
+    assert torch.equal(module.unroll(rows)[0].log_p, once)
 
 
 @pytest.mark.parametrize("algorithm", ["mappo", "coma", "maddpg"])
