@@ -24,6 +24,7 @@ from envs.team import episode_seeds
 from trainers.algorithms import ALGORITHMS
 from trainers.heuristics import heuristics
 from trainers.policy import Policy
+from trainers.report_cli import report
 from trainers.sweep_cli import sweep
 
 COMPARISON_SEED = 20_270_000
@@ -46,6 +47,7 @@ def cli() -> None:
 
 
 cli.add_command(sweep)
+cli.add_command(report)
 
 
 @cli.command("list")

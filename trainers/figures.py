@@ -97,15 +97,22 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_curves(runs: Mapping[str, Sequence[Path]]) -> LearningCurves:
+def read_curves(runs: Mapping[str, Sequence[Path]], metric: str = "return") -> LearningCurves:
     """The learning curves of run folders, label to the runs of one algorithm.
 
     The return of evaluation episodes is taken where every run has it, else that of the training episodes.
+
+    Args:
+        metric: Of the problem's; others than the return are known of evaluation episodes only.
 
     Raises:
         InputError: A run has no usable metrics.
     """
     records = {label: [(folder, read_metrics(folder)) for folder in folders] for label, folders in runs.items()}
+    if metric != "return":
+        key = f"evaluation/{metric}"
+        series = {label: [_curve(folder, rows, key) for folder, rows in of_label] for label, of_label in records.items()}
+        return LearningCurves(series, f"{metric} of evaluation episodes")
     everything = [rows for of_label in records.values() for _, rows in of_label]
     evaluated = all(any(_number(row.get(EVALUATION_KEY)) for row in rows) for rows in everything)
     key, kind = (EVALUATION_KEY, "evaluation episodes") if evaluated else (TRAINING_KEY, "training episodes")
@@ -142,13 +149,13 @@ def learning_curves(curves: LearningCurves, statistic: Statistic = "mean", title
         look_of = looks(curves.series)
         for label, runs in curves.series.items():
             if runs:
-                _draw_curve(axes, label, look_of[label], runs, statistic)
+                draw_curve(axes, label, look_of[label], runs, statistic)
         centre = {"mean": "mean", "iqm": "interquartile mean"}[statistic]
         axes.set_xlabel("environment steps")
         axes.set_ylabel(f"{curves.value_label}\n({centre} of runs, 95 % band)")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.25, linewidth=0.6)
-        axes.set_title(_plain(title), loc="left")
+        axes.set_title(plain(title), loc="left")
         figure.legend(loc="outside lower center", ncols=min(4, len(curves.series)), frameon=False)
     return figure
 
@@ -174,10 +181,10 @@ def comparison_bars(comparison: Comparison, metrics: Sequence[str] = ()) -> Figu
         figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, name in zip(grid.flat, panels, strict=False):
-            _draw_bars(axes, comparison, name, look_of)
+            draw_bars(axes, comparison, name, look_of)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
-        figure.suptitle(_plain(comparison.title), x=0.01, ha="left", fontsize=10.5)
+        figure.suptitle(plain(comparison.title), x=0.01, ha="left", fontsize=10.5)
     return figure
 
 
@@ -219,14 +226,15 @@ def _curve(folder: Path, rows: list[dict[str, Any]], key: str) -> Curve:
     return steps, values
 
 
-def _draw_curve(axes: Axes, label: str, look: Look, runs: list[Curve], statistic: Statistic) -> None:
+def draw_curve(axes: Axes, label: str, look: Look, runs: list[Curve], statistic: Statistic) -> None:
+    """One line over environment steps, with a band where there are several runs."""
     points = np.linspace(min(steps[0] for steps, _ in runs), max(steps[-1] for steps, _ in runs), CURVE_POINTS)
     if len(runs) == 1:  # nothing to average: every recorded point as it is
         points = runs[0][0]
     values = np.stack([np.interp(points, steps, value, left=np.nan, right=np.nan) for steps, value in runs])
     centre, low, high = band_over_runs(values, statistic, CURVE_RESAMPLING)
     name = f"{label} ({len(runs)} run{'s' if len(runs) > 1 else ''})"
-    axes.plot(points, centre, look.line, color=look.colour, linewidth=1.6, label=_plain(name))
+    axes.plot(points, centre, look.line, color=look.colour, linewidth=1.6, label=plain(name))
     if len(runs) > 1:
         axes.fill_between(points, low, high, color=look.colour, alpha=0.2, linewidth=0)
 
@@ -238,15 +246,16 @@ def _contested(comparison: Comparison) -> list[str]:
     return [name for name in directed if any(standings[name])] or directed or list(comparison.metrics)
 
 
-def _draw_bars(axes: Axes, comparison: Comparison, name: str, look_of: dict[str, Look]) -> None:
+def draw_bars(axes: Axes, comparison: Comparison, name: str, look_of: dict[str, Look]) -> None:
+    """One bar per policy with the interval of its mean, in a panel of its own."""
     metric = comparison.metrics[name]
     means = [policy.metrics[name].mean if name in policy.metrics else None for policy in comparison.policies]
     drawn = [(row, mean) for row, mean in enumerate(means) if mean is not None and not math.isnan(mean.estimate)]
     for row, mean in drawn:
         look = look_of[comparison.policies[row].label]
         axes.barh(row, mean.estimate, 0.72, color=look.colour, hatch=look.hatch, edgecolor=INK, linewidth=0.4)
-        axes.errorbar(mean.estimate, row, xerr=_error(mean), color=INK, capsize=2.5, linewidth=1.1)
-    axes.set_yticks(range(len(means)), [_plain(policy.label) for policy in comparison.policies])
+        axes.errorbar(mean.estimate, row, xerr=error_bars(mean), color=INK, capsize=2.5, linewidth=1.1)
+    axes.set_yticks(range(len(means)), [plain(policy.label) for policy in comparison.policies])
     axes.set_ylim(len(means) - 0.5, -0.5)
     axes.axvline(0.0, color=INK, linewidth=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
@@ -254,18 +263,18 @@ def _draw_bars(axes: Axes, comparison: Comparison, name: str, look_of: dict[str,
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.tick_params(axis="y", length=0)
     words, unit = heading(name, metric)
-    axes.set_title(_plain(words), loc="left")
+    axes.set_title(plain(words), loc="left")
     better = "" if metric.better == "neither" else f"{metric.better} is better"
-    axes.set_xlabel(_plain(f"{unit} ({better})" if unit and better else unit or better))
+    axes.set_xlabel(plain(f"{unit} ({better})" if unit and better else unit or better))
 
 
-def _error(interval: Interval) -> list[list[float]] | None:
+def error_bars(interval: Interval) -> list[list[float]] | None:
     """Distances below and above the estimate; None where there are no bounds."""
     if math.isnan(interval.low):
         return None
     return [[max(0.0, interval.estimate - interval.low)], [max(0.0, interval.high - interval.estimate)]]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text in which matplotlib sees no formula."""
     return text.replace("$", r"\$")

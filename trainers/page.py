@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else: no network, no scripts, light and dark."""
+"""A comparison as one HTML file that needs nothing else (no network, no scripts), and the parts that such pages share."""
 
 from __future__ import annotations
 
@@ -49,25 +49,38 @@ def render_page(
         curves: Learning curves of the compared policies, drawn with `statistic` over the runs.
         extras: Further figures: a name to (caption, figure).
     """
-    figures = [_figure("bars", "Mean of each metric with its interval, one bar per policy", comparison_bars(comparison))]
+    figures = [figure_of("bars", "Mean of each metric with its interval, one bar per policy", comparison_bars(comparison))]
     if curves is not None:
         caption = "Return during training, one line per algorithm, with a 95 % band over its runs"
-        figures.append(_figure("curves", caption, learning_curves(curves, statistic)))
+        figures.append(figure_of("curves", caption, learning_curves(curves, statistic)))
     for index, (caption, figure) in enumerate((extras or {}).values()):
-        figures.append(_figure(f"extra{index}", caption, figure))
+        figures.append(figure_of(f"extra{index}", caption, figure))
     count = len(comparison.policies)
     page = {
         "title": title or f"{comparison.scenario}: {count} {'policies' if count > 1 else 'policy'}",
-        "comparison": comparison,
-        "columns": [_column(comparison, name) for name in comparison.metrics],
-        "rows": [_row(comparison, index) for index in range(count)],
+        **table_of(comparison),
         "figures": figures,
         "facts": _facts(comparison, command),
     }
+    return render("comparison.html", page)
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A page from one of the templates."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("comparison.html").render(page)
+    return environment.get_template(template).render(values)
+
+
+def table_of(comparison: Comparison, key: str = "") -> dict[str, Any]:
+    """What the template `results.html` shows; `key` tells several tables of one page apart."""
+    return {
+        "key": key,
+        "comparison": comparison,
+        "columns": [_column(comparison, name) for name in comparison.metrics],
+        "rows": [_row(comparison, index) for index in range(len(comparison.policies))],
+    }
 
 
 def _column(comparison: Comparison, name: str) -> dict[str, str]:
@@ -107,8 +120,8 @@ def _cell(summary: MetricSummary | None) -> dict[str, str]:
     return {"mean": mean, "bounds": bounds, "standing": summary.standing}
 
 
-def _figure(prefix: str, caption: str, figure: Figure) -> dict[str, Any]:
-    """An SVG to stand inside the page: its ids made unique there, its text in the page's colour, its size that of the page."""
+def figure_of(prefix: str, caption: str, figure: Figure) -> dict[str, Any]:
+    """A caption, and an SVG to stand inside the page: ids made unique there, text in the page's colour, the page's size."""
     svg = svg_text(figure)
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)

@@ -100,6 +100,7 @@ def run_sweep(
     shutil.rmtree(out / TUNE, ignore_errors=True)
     for standing in standings.values():
         standing.state = "waiting" if standing.state == "running" else standing.state
+        standing.trial = _as_changed(standing.trial, out)
     _write_trials(out, standings.values())
     return list(standings.values())
 
@@ -182,6 +183,7 @@ def _adopt_checkpoint(folder: Path) -> None:
 
 def _fit(sweep: SweepConfig, out: Path, trials: list[Trial], scheduler: TrialScheduler, callbacks: list[Any]) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the run folders have logs and TensorBoard events
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # which ignores verbose=0
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in scenarios are relative to where the user is
     shutil.rmtree(out / TUNE, ignore_errors=True)
     population = isinstance(sweep.scheduler, Pbt)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,9 @@ def sweep(file: str, quick: bool, out: Path | None, resume: bool, track: str | N
 def _shown(config: SweepConfig, as_json: bool) -> Iterator[Any]:
     """A reporter of events: a bar over all trials' budgets, or a JSON line for each event."""
     if as_json:
-        yield _print_event
+        lines = sys.stdout
+        with redirect_stdout(sys.stderr):  # Ray prints to stdout what it has to say of processes that died
+            yield lambda event, of, standings: click.echo(json.dumps(_event(event, of)), file=lines)
         return
     words = TextColumn("{task.fields[words]}")
     progress = Progress(TextColumn(config.name), BarColumn(), words, TimeRemainingColumn(), console=console)
@@ -88,8 +91,8 @@ def _shown(config: SweepConfig, as_json: bool) -> Iterator[Any]:
         progress.stop()
 
 
-def _print_event(event: str, of: Standing, standings: Mapping[str, Standing]) -> None:
-    click.echo(json.dumps({"event": event, "trial": of.trial.name, "share": round(of.share, 1), "metric": of.metric}))
+def _event(event: str, of: Standing) -> dict[str, Any]:
+    return {"event": event, "trial": of.trial.name, "share": round(of.share, 1), "metric": of.metric}
 
 
 def _counts(states: Counter[State]) -> str:
@@ -106,7 +109,7 @@ def _ranked(config: SweepConfig, standings: list[Standing]) -> dict[str, list[St
         key=lambda standing: standing.metric or 0.0,
         reverse=config.mode == "max",
     ):
-        ranked.setdefault(standing.trial.scenario, []).append(standing)
+        ranked.setdefault(standing.trial.place, []).append(standing)
     return ranked
 
 

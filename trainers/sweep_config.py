@@ -158,7 +158,13 @@ class Trial:
     @property
     def group(self) -> str:
         """Trials of one group can be compared by their metric."""
-        return f"{self.algorithm} on {self.scenario}"
+        return f"{self.algorithm} on {self.place}"
+
+    @property
+    def place(self) -> str:
+        """The scenario with what the sweep changes of it."""
+        changes = [f"{key.removeprefix('scenario.')}={value}" for key, value in self.overrides.items() if _of_scenario(key)]
+        return " ".join([self.scenario, *changes])
 
     def run_config(self) -> RunConfig:
         """The complete configuration.
@@ -267,10 +273,19 @@ def _trial(
     place = scenario.partition("/")[2] if len({name.partition("/")[0] for name in sweep.scenarios}) == 1 else scenario
     name = "-".join(_file_name(part) for part in [algorithm, *parts, place or scenario, f"seed{seed}"])
     overrides = {**sweep.set, **variant[1], **point[1]}
+    told = [words for words, changes in (variant, point) if words and any(_tells(sweep, key) for key in changes)]
     if isinstance(sweep.scheduler, Pbt):  # who is copied must have been saved at that moment
         overrides["training.checkpoint_interval"] = sweep.scheduler.interval
-    label = " ".join([algorithm, *parts]) if parts else algorithm
-    return Trial(name, label, algorithm, scenario, seed, overrides, tuple(sweep.random or ()))
+    return Trial(name, " ".join([algorithm, *told]), algorithm, scenario, seed, overrides, tuple(sweep.random or ()))
+
+
+def _of_scenario(key: str) -> bool:
+    return key.startswith("scenario.")
+
+
+def _tells(sweep: SweepConfig, key: str) -> bool:
+    """Whether a change makes another policy of an algorithm, and not the same one on another scenario."""
+    return not _of_scenario(key) or key.removeprefix("scenario.") in sweep.report.own
 
 
 def _variants(sweep: SweepConfig) -> list[tuple[str, Overrides]]:

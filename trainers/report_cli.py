@@ -1,0 +1,84 @@
+"""The command `edgeflock report`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import click
+import yaml
+from rich.console import Console
+
+from envs.team import episode_seeds
+
+REPORT_SEED = 20_270_000
+"""Run seed of the episodes that are played: those of `edgeflock compare`."""
+
+console = Console()
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for page, figures and marl_eval.json.")
+@click.option("--episodes", type=click.IntRange(1), default=64, show_default=True, help="Of every policy, in every scenario.")
+@click.option("--seed", type=click.IntRange(0), default=REPORT_SEED, show_default=True, help="Which episodes are played.")
+@click.option("--claims", help="A paper's claims: a file, or a name in trainers/claims. Default: the sweep's, if RUNS is one.")
+@click.option("--heuristics", help="Comma-separated, or `none`. Default: the sweep's, else all of the problem's.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Evaluate with scenario.KEY=VALUE. Repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print machine-readable lines instead of a bar.")
+def report(
+    runs: tuple[Path, ...],
+    out: Path,
+    episodes: int,
+    seed: int,
+    claims: str | None,
+    heuristics: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Turn run folders and sweeps into one HTML page with figures, tables, statistics and the paper's claims beside them.
+
+    \b
+    edgeflock report runs/vehicular-comparison --out reports/vehicular
+    edgeflock report runs/idmac-* runs/qmix-* --claims idmac --out reports/mine
+    """
+    from trainers.report import MARL_EVAL, play, read_hints, read_runs, write_marl_eval
+    from trainers.report_claims import find_claims
+    from trainers.report_page import write_report
+
+    hints = read_hints(runs)
+    if overrides:
+        parts = [assignment.partition("=") for assignment in overrides]
+        given = {key: yaml.safe_load(value) for key, _, value in parts}
+        hints = hints.model_copy(update={"evaluation": {**hints.evaluation, **given}})
+    if heuristics is not None:
+        hints = hints.model_copy(update={"heuristics": [] if heuristics == "none" else heuristics.split(",")})
+    chosen = claims or hints.claims
+    paper = find_claims(chosen) if chosen else None
+    skipped: list[str] = []
+
+    def warn(line: str) -> None:
+        skipped.append(line)
+        click.echo(f"edgeflock: {line}", err=True)
+
+    finished = read_runs(runs, warn)
+    with console.status("playing") as status:
+
+        def progress(done: int, total: int, what: str) -> None:
+            if as_json:
+                click.echo(json.dumps({"playing": what, "done": done, "of": total}))
+            else:
+                status.update(f"playing {done} of {total}: {what}")
+
+        groups = play(finished, episode_seeds(seed, 0, episodes), hints, progress)
+    command = shlex.join(["edgeflock", *sys.argv[1:]])
+    page = write_report(out, groups, paper, skipped, command)
+    write_marl_eval(groups, out / MARL_EVAL)
+    if as_json:
+        click.echo(json.dumps({"page": str(page), "runs": len(finished), "skipped": len(skipped)}))
+    else:
+        for group in groups:
+            console.print(group.comparison)
+        console.print(f"written: {page}, figures and {MARL_EVAL} beside it", highlight=False, soft_wrap=True)
