@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,18 +19,31 @@ from envs.velo.stores import EntryTable, Matches, check_entries, check_uses, che
 _FIELDS = {"id": "ids", "kind": "kinds", "exchange": "exchanges", "uses": "uses", "cache_value": "values"}
 """Field of the collection to column of an EntryTable. In Fig. 2 of the paper: Text_Id, Role, Ans_Id, Count and c^r."""
 _PAGE = 10_000  # rows per call; Milvus allows 16,384
+_PREPARATION_TIMEOUT_S = 60.0  # a server that has answered may take long to make a collection or to load it into memory
+_SIGNS_OF_SILENCE = (
+    "connecting to server",
+    "DEADLINE_EXCEEDED",
+    "Deadline Exceeded",
+    "UNAVAILABLE",
+    "Retry timeout",
+    "Retry run out",
+)
+_open_files: Counter[str] = Counter()  # Milvus Lite holds a file for the whole process, which may have several stores in it
 
 
 class MilvusStore:
-    """IVF_FLAT with 128 lists as in the paper (Sec. V-A), in one collection that this store alone writes to.
+    """One collection that this store alone writes to: on a server IVF_FLAT with 128 lists as in the paper (Sec. V-A).
 
-    Every call waits at most `timeout_s` for an answer and raises InputError after it.
+    A Milvus Lite file is searched exhaustively (FLAT): it would train lists on the few vectors of each of its segments.
+
+    Every method waits at most `timeout_s` for each answer of the server and raises InputError after it. A Milvus Lite file is
+    locked by the process that opens it, and served to it on a port of the loopback interface.
 
     Args:
         uri: Path of a Milvus Lite file, ending in .db, or `http(s)://HOST:PORT` of a server of version 2.6 or later.
         collection: Its name on the server; made if it is not there.
-        lists: Inverted lists, when the collection is made.
-        nprobe: Lists that a query looks through, nearest first. With `lists` the result is exact; the default is Milvus'.
+        lists: Inverted lists, when the collection is made on a server.
+        nprobe: Of them, how many a query looks through, nearest first; the default is Milvus'. With `lists` it is exact.
         token: `user:password` or an API key, for servers that want one.
 
     Raises:
@@ -51,18 +67,22 @@ class MilvusStore:
             raise InputError("a Milvus store needs pymilvus: pip install 'edgeflock[milvus]'") from None
         self.width = width
         self._uri, self._collection, self._nprobe, self._timeout_s = uri, collection, nprobe, timeout_s
-        if "://" not in uri:
+        self._file = None if "://" in uri else os.path.abspath(uri)
+        if self._file is not None:
             if not uri.endswith(".db"):
                 raise InputError(f"vector store milvus:{uri}: expected a file that ends in .db or http://HOST:PORT")
             check_writable(Path(uri))
+            # It would print a traceback where a file is in use, beside the InputError.
+            logging.getLogger("milvus_lite.server_manager").setLevel(logging.CRITICAL)
         with self._answering():
             self._client: Any = MilvusClient(uri, token=token, timeout=timeout_s)
-            if self._client.has_collection(collection, timeout=timeout_s):
-                self._check_collection()
-                self._client.load_collection(collection, timeout=timeout_s)
-            else:
-                self._make_collection(lists)
-            self._next_id = self._find_next_id()
+        if self._file is not None:
+            _open_files[self._file] += 1
+        try:
+            self._open_collection(lists)
+        except InputError:
+            self.close()
+            raise
 
     def insert(self, vectors: Tensor, kinds: Tensor, exchanges: Tensor, values: Tensor) -> Tensor:
         vectors = checked_vectors(vectors, self.width)
@@ -133,6 +153,12 @@ class MilvusStore:
 
     def close(self) -> None:
         self._client.close()
+        if self._file is not None:
+            from milvus_lite.server_manager import server_manager_instance
+
+            _open_files[self._file] -= 1
+            if not _open_files[self._file]:
+                server_manager_instance.release_server(self._file)
 
     def _search(self, vectors: Tensor, limit: int) -> list[list[dict[str, Any]]]:
         """The fields of the nearest entries to each of the vectors, with the entries' own vectors."""
@@ -166,6 +192,15 @@ class MilvusStore:
             low, above = (middle, above) if self._rows(f"id >= {middle - 1}", limit=1) else (low, middle)
         return low
 
+    def _open_collection(self, lists: int) -> None:
+        with self._answering():
+            if self._client.has_collection(self._collection, timeout=self._timeout_s):
+                self._check_collection()
+                self._client.load_collection(self._collection, timeout=_PREPARATION_TIMEOUT_S)
+            else:
+                self._make_collection(lists)
+        self._next_id = self._find_next_id()
+
     def _make_collection(self, lists: int) -> None:
         from pymilvus import DataType
 
@@ -177,10 +212,13 @@ class MilvusStore:
         schema.add_field("uses", DataType.INT64)
         schema.add_field("cache_value", DataType.FLOAT)
         index = self._client.prepare_index_params()
-        index.add_index("vector", index_type="IVF_FLAT", metric_type="L2", params={"nlist": lists})
+        if self._file is None:
+            index.add_index("vector", index_type="IVF_FLAT", metric_type="L2", params={"nlist": lists})
+        else:
+            index.add_index("vector", index_type="FLAT", metric_type="L2")
         # Strong: a query sees every insertion before it, as in the other stores.
         self._client.create_collection(
-            self._collection, schema=schema, index_params=index, consistency_level="Strong", timeout=self._timeout_s
+            self._collection, schema=schema, index_params=index, consistency_level="Strong", timeout=_PREPARATION_TIMEOUT_S
         )
 
     def _check_collection(self) -> None:
@@ -207,8 +245,10 @@ class MilvusStore:
             yield
         except (MilvusException, grpc.RpcError) as error:
             reason = " ".join(str(error).split())
-            if "connecting to server" in reason or "DEADLINE_EXCEEDED" in reason or "UNAVAILABLE" in reason:
-                reason = f"does not answer within {self._timeout_s:g} s"
+            if "Open local milvus failed" in reason:
+                reason = "the file cannot be opened: another process uses it, or it is no Milvus Lite database"
+            elif any(sign in reason for sign in _SIGNS_OF_SILENCE):
+                reason = f"is not reachable or does not answer within {self._timeout_s:g} s"
             raise InputError(f"Milvus at {self._uri}: {reason}") from None
 
 
