@@ -367,11 +367,8 @@ class VeloSimulator(TeamSimulator):
             "reuse_satisfaction": now.reuse_satisfaction,
             "frozen": torch.full_like(mean, self.frozen),
         }
-        numbers = {name: value if name == "kind" else value.float() for name, value in shown.items()}
-        return {
-            name: (numbers[name] if field.shape != (1,) else numbers[name][..., None]).contiguous()
-            for name, field in self.spec.observation.items()
-        }
+        numbers = {name: value.clone() if name == "kind" else value.float().contiguous() for name, value in shown.items()}
+        return {name: numbers[name].view(*mean.shape, *field.shape) for name, field in self.spec.observation.items()}
 
     def _state(self, stored: Tensor) -> Tensor:
         """`[E, S]` float32, every figure in [-1, 1].
