@@ -233,8 +233,9 @@ def make_trials(sweep: SweepConfig) -> list[Trial]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"sweep {sweep.name}: two trials would be called {twice}: expected every combination once")
-    scenarios = {trial.run_config().scenario for trial in trials}
-    for scenario in scenarios:
+    configs = [trial.run_config() for trial in trials]
+    scenarios = {config.scenario.model_dump_json(): config.scenario for config in configs}
+    for scenario in scenarios.values():
         make_simulator(scenario, 1).close()
     return trials
 
