@@ -1,12 +1,13 @@
 """A policy behind a URL plays an episode of its problem, which is simulated here.
 
 edgeflock serve bundles/idmac
-python examples/http_client.py http://127.0.0.1:8000 idmac [TOKEN]
+python examples/http_client.py http://127.0.0.1:8000 idmac [TOKEN_FILE]
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import httpx
 import torch
@@ -18,10 +19,14 @@ from envs.team import StepResult, TeamSpec, episode_seeds
 class Endpoint:
     """A served policy, and where it is in the present episode (`state`, None at its start)."""
 
-    def __init__(self, url: str, policy: str, token: str = "", timeout_s: float = 10.0) -> None:
+    def __init__(self, url: str, policy: str, token_file: str | None = None, timeout_s: float = 10.0) -> None:
         self.url, self.state = f"{url.rstrip('/')}/v1/policies/{policy}", None
-        self.http = httpx.Client(headers={"Authorization": f"Bearer {token}"} if token else {}, timeout=timeout_s)
-        self.manifest = self._answer(self.http.get(self.url, timeout=10.0))["manifest"]
+        headers = {"Authorization": f"Bearer {Path(token_file).read_text().strip()}"} if token_file else {}
+        self.http = httpx.Client(headers=headers, timeout=timeout_s)
+        try:
+            self.manifest = self._answer(self.http.get(self.url, timeout=10.0))["manifest"]
+        except httpx.HTTPError as error:
+            raise SystemExit(f"{self.url}: {error}") from None
 
     def decide(self, spec: TeamSpec, step: StepResult) -> torch.Tensor:
         """The team's actions `[1, N, H]`."""
@@ -39,7 +44,7 @@ class Endpoint:
 
     def _answer(self, response: httpx.Response) -> dict:
         if response.is_client_error:
-            raise SystemExit(f"{self.url}: {response.json()['error']}")
+            raise SystemExit(f"{self.url}: {response.text}")
         return response.raise_for_status().json()
 
 

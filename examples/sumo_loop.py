@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 
 import httpx
@@ -40,11 +41,15 @@ class Traffic:
         arguments = make_traffic(folder, scenario.num_vehicles, minutes, seed, scenario.area_m)
         sys.path.append(str(sumo_home() / "tools"))
         self.sumo = importlib.import_module("traci")
-        self.sumo.start([str(sumo_home() / "bin" / "sumo"), *arguments], stdout=subprocess.DEVNULL)
+        with redirect_stdout(None):  # it reports every attempt to connect
+            self.sumo.start([str(sumo_home() / "bin" / "sumo"), *arguments], stdout=subprocess.DEVNULL)
         self.drive(60 * minutes * RAMP_SHARE)
 
     def drive(self, seconds: float) -> None:
         self.sumo.simulationStep(self.sumo.simulation.getTime() + seconds)
+
+    def close(self) -> None:
+        self.sumo.close()
 
     def vehicles(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions `[N, 2]` in metres, and who is on the road `[N]`."""
@@ -68,9 +73,9 @@ def main() -> None:
     parser.add_argument("--slots", type=int, help="length of the episode; default: the scenario's")
     parser.add_argument("--deadline-ms", type=float, default=100.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--token", default="")
+    parser.add_argument("--token-file")
     given = parser.parse_args()
-    endpoint = Endpoint(given.url, given.policy, given.token, timeout_s=given.deadline_ms / 1000)
+    endpoint = Endpoint(given.url, given.policy, given.token_file, timeout_s=given.deadline_ms / 1000)
     scenario = scenario_from_dict(endpoint.manifest["scenario"])
     if not isinstance(scenario, VehicularScenario):
         raise SystemExit(f"{given.policy}: is of the problem {scenario.problem}: expected vehicular")
@@ -78,10 +83,9 @@ def main() -> None:
     if not 1 <= slots <= scenario.horizon_slots:
         raise SystemExit(f"--slots {slots}: expected 1 to {scenario.horizon_slots}, the episode that the policy knows")
     scenario = scenario.model_copy(update={"horizon_slots": slots})
-    with tempfile.TemporaryDirectory() as folder:
-        traffic = Traffic(scenario, given.seed, Path(folder))
-        report(*drive(traffic, LiveSimulator(scenario), endpoint, given.deadline_ms, given.seed), given.deadline_ms)
-        traffic.sumo.close()
+    with tempfile.TemporaryDirectory() as folder, closing(Traffic(scenario, given.seed, Path(folder))) as traffic:
+        results = drive(traffic, LiveSimulator(scenario), endpoint, given.deadline_ms, given.seed)
+    report(*results, given.deadline_ms)
 
 
 def drive(

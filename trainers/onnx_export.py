@@ -96,7 +96,15 @@ def agent_graph(policy: Policy) -> bytes:
     names = [name for argument in inputs for name in (fields if argument == "observation" else [argument])]
     outputs = ["actions", "next_hidden", "message"][: 2 + ("messages" in inputs)]
     with _every_place(network), _quiet(), torch.no_grad():
-        program = torch.onnx.export(step, kwargs=inputs, input_names=names, output_names=outputs, dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            step,
+            kwargs=inputs,
+            input_names=names,
+            output_names=outputs,
+            dynamo=True,
+            verbose=False,
+            custom_translation_table={torch.ops.aten.mish.default: _mish},
+        )
     if program is None:
         raise RuntimeError("the ONNX exporter returned nothing")
     model = program.model_proto
@@ -110,6 +118,12 @@ def _require_onnx() -> Any:
         return importlib.import_module("onnx")
     except ImportError:
         raise InputError("ONNX is not installed: pip install 'edgeflock[onnx]'") from None
+
+
+def _mish(x: Any) -> Any:
+    """In operators that onnxruntime computes ahead where they are constant; it warns of its own Mish that it cannot."""
+    op = importlib.import_module("onnxscript").opset18
+    return op.Mul(x, op.Tanh(op.Softplus(x)))
 
 
 def _example(spec: TeamSpec, agent: DecentralisedAgent) -> dict[str, Any]:
