@@ -18,8 +18,10 @@ from envs.velo.stores import EntryTable, Matches, check_entries, check_uses, che
 
 _FIELDS = {"id": "ids", "kind": "kinds", "exchange": "exchanges", "uses": "uses", "cache_value": "values"}
 """Field of the collection to column of an EntryTable. In Fig. 2 of the paper: Text_Id, Role, Ans_Id, Count and c^r."""
-_PAGE = 10_000  # rows per call; Milvus allows 16,384
-_PREPARATION_TIMEOUT_S = 60.0  # a server that has answered may take long to make a collection or to load it into memory
+_PAGE = 10_000  # rows per call that carry no vectors
+_MOST_MATCHES = 16_384  # of one search
+_INSERTED = 500  # rows per call that carry vectors
+_PATIENT_TIMEOUT_S = 60.0  # for a file, and for a server that has answered to make a collection or load it into memory
 _SIGNS_OF_SILENCE = (
     "connecting to server",
     "DEADLINE_EXCEEDED",
@@ -36,7 +38,7 @@ class MilvusStore:
 
     A Milvus Lite file is searched exhaustively (FLAT): it would train lists on the few vectors of each of its segments.
 
-    Every method waits at most `timeout_s` for each answer of the server and raises InputError after it. A Milvus Lite file is
+    Every method waits at most `timeout_s` for each answer of a server and raises InputError after it. A Milvus Lite file is
     locked by the process that opens it, and served to it on a port of the loopback interface.
 
     Args:
@@ -65,17 +67,18 @@ class MilvusStore:
             from pymilvus import MilvusClient
         except ImportError:
             raise InputError("a Milvus store needs pymilvus: pip install 'edgeflock[milvus]'") from None
+        for package in ("pymilvus", "milvus_lite"):  # They print tracebacks beside the errors that they raise.
+            logging.getLogger(package).setLevel(logging.CRITICAL)
         self.width = width
-        self._uri, self._collection, self._nprobe, self._timeout_s = uri, collection, nprobe, timeout_s
+        self._uri, self._collection, self._nprobe = uri, collection, nprobe
         self._file = None if "://" in uri else os.path.abspath(uri)
+        self._timeout_s = timeout_s if self._file is None else _PATIENT_TIMEOUT_S
         if self._file is not None:
             if not uri.endswith(".db"):
                 raise InputError(f"vector store milvus:{uri}: expected a file that ends in .db or http://HOST:PORT")
             check_writable(Path(uri))
-            # It would print a traceback where a file is in use, beside the InputError.
-            logging.getLogger("milvus_lite.server_manager").setLevel(logging.CRITICAL)
         with self._answering():
-            self._client: Any = MilvusClient(uri, token=token, timeout=timeout_s)
+            self._client: Any = MilvusClient(uri, token=token, timeout=self._timeout_s)
         if self._file is not None:
             _open_files[self._file] += 1
         try:
@@ -93,17 +96,14 @@ class MilvusStore:
             {"id": entry, "vector": vector, "kind": kind, "exchange": exchange, "uses": 0, "cache_value": value}
             for entry, vector, kind, exchange, value in columns
         ]
+        self._next_id += len(rows)  # Even if it fails: some may have arrived.
         with self._answering():
-            for start in range(0, len(rows), _PAGE):
-                self._client.insert(self._collection, rows[start : start + _PAGE], timeout=self._timeout_s)
-        self._next_id += len(rows)
+            for start in range(0, len(rows), _INSERTED):
+                self._client.insert(self._collection, rows[start : start + _INSERTED], timeout=self._timeout_s)
         return ids
 
     def query(self, vectors: Tensor, count: int) -> Matches:
         vectors = checked_vectors(vectors, self.width)
-        size = len(self)
-        if not size or not len(vectors):
-            return Matches.none(len(vectors), count)
         seen: dict[int, Any] = {}
 
         def fetch(wanted: int) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,9 @@ class MilvusStore:
                 found[row, : len(entries)] = torch.tensor([entry["vector"] for entry in entries])
             return ids, found
 
-        ids, distance = fetch_nearest(fetch, vectors, count, size)
+        # Counting the entries would take longer than the search: there are at most as many as ids have been given.
+        if len(vectors) and self._next_id:
+            ids, distance = fetch_nearest(fetch, vectors, count, min(self._next_id, _MOST_MATCHES))
         if not seen:
             return Matches.none(len(vectors), count)
         table = _table([seen[entry] for entry in sorted(seen)], self._next_id)
@@ -196,7 +198,7 @@ class MilvusStore:
         with self._answering():
             if self._client.has_collection(self._collection, timeout=self._timeout_s):
                 self._check_collection()
-                self._client.load_collection(self._collection, timeout=_PREPARATION_TIMEOUT_S)
+                self._client.load_collection(self._collection, timeout=_PATIENT_TIMEOUT_S)
             else:
                 self._make_collection(lists)
         self._next_id = self._find_next_id()
@@ -218,7 +220,7 @@ class MilvusStore:
             index.add_index("vector", index_type="FLAT", metric_type="L2")
         # Strong: a query sees every insertion before it, as in the other stores.
         self._client.create_collection(
-            self._collection, schema=schema, index_params=index, consistency_level="Strong", timeout=_PREPARATION_TIMEOUT_S
+            self._collection, schema=schema, index_params=index, consistency_level="Strong", timeout=_PATIENT_TIMEOUT_S
         )
 
     def _check_collection(self) -> None:

@@ -197,8 +197,8 @@ class EntryTable:
         Raises:
             InputError: There is no entry with such an id.
         """
-        rows = torch.searchsorted(self["ids"], ids)
-        found = torch.isin(ids, self["ids"])
+        rows = torch.searchsorted(self["ids"], ids).clamp(max=len(self) - 1)
+        found = self["ids"][rows] == ids if len(self) else torch.zeros_like(ids, dtype=torch.bool)
         if not found.all():
             raise InputError(f"the vector store has no entry with id {int(ids[~found][0])}")
         return rows
