@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -52,6 +53,8 @@ class Policies:
         """Loads what is new; whoever is waiting is answered by what there was."""
         sources = parse(PolicySources, user_config, "policies").policies
         self._shelf.load(sources)
+        gc.collect()
+        gc.freeze()  # requests are many small lists: without this the collector walks through torch and Ray again and again
 
 
 def build(args: dict[str, Any]) -> serve.Application:
