@@ -32,7 +32,8 @@ class Foresight:
         question = episode.question.flatten(0, 1)
         past, asked = slice(s.exchanges), slice(s.initial_exchanges, None)
         stored = (x.flatten(0, 1)[:, past] for x in (episode.question, episode.direction, episode.distance))
-        near = vectors.distances(question[:, asked], *stored)[:, :, 0::2] <= s.reuse_distance**2
+        relative = vectors.distances(question[:, asked], *stored)[:, :, 0].transpose(0, 1)
+        near = relative + vectors.length[question[:, asked, None]] <= s.reuse_distance**2
         self._serves = near & (group[question[:, asked, None]] == group[question[:, None, past]])
         self._distance = episode.distance.flatten(0, 1)
         plain, tokens = self._distance[:, asked], episode.answer_tokens.flatten(0, 1)[:, asked]

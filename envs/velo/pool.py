@@ -1,10 +1,10 @@
 """The stores of all servers of all episodes at once.
 
-All entries that a store may come to hold in an episode are known when it begins: the initial exchanges, and one for each
-request. So a store is a mask over V places, and the distances of many requests to all places are one matrix product. Place
-`2 j` holds the question of exchange `j`, place `2 j + 1` its answer.
+All entries that a store may come to hold in an episode are known when it begins: question and answer of the initial exchanges,
+and of one exchange for each request. So a store is a mask over them, and the distances of many requests to all of them are a
+matrix product.
 
-    B  stores      V  places      P  results of a query
+    B  stores      J  exchanges      P  results of a query      K = 2 kinds of entries: questions (0) and answers (1)
 """
 
 from __future__ import annotations
@@ -21,63 +21,80 @@ VECTOR_GRID = 2.0**11
 the order of the terms, so float32 holds them exactly: a matrix product has the same bits in any batch, on any device."""
 
 
+KINDS = 2
+"""Of entries: questions and answers."""
+
+
 def on_vector_grid(vectors: Tensor) -> Tensor:
     """float32 vectors with components rounded to multiples of 2^-11, in place; a unit vector moves by about 0.003."""
     return vectors.mul_(VECTOR_GRID).round_().mul_(1.0 / VECTOR_GRID)
 
 
-def squared_distances(requests: Tensor, entries: Tensor) -> Tensor:
-    """`[b, t, H]` and `[b, V, H]`, on the grid, to `[b, t, V]` float32 squared L2 distances (eq. 1), exact."""
-    products = torch.bmm(requests, entries.transpose(1, 2))
-    norms = requests.square().sum(2)[:, :, None] + entries.square().sum(2)[:, None, :]
-    return torch.add(norms, products, alpha=-2.0, out=products)
+def relative_distances(requests: Tensor, entries: Tensor) -> Tensor:
+    """`[b, t, H]` and `[b, n, H]`, on the grid, to `[b, t, n]` float32: squared L2 distances less the squared request, exact.
+
+    `|x - y|^2 - |x|^2 = |y|^2 - 2 x y` ranks entries as the distance does (eq. 1).
+    """
+    return torch.baddbmm(entries.square().sum(2)[:, None], requests, entries.transpose(1, 2), alpha=-2.0)
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The results of a query, nearest first, the older one first where two are equally far: `[B, P]`.
+    """The results of a query, nearest first, the older one first where two are equally far: `[..., P]`.
 
     Attributes:
-        place: int64, -1 where the store holds fewer entries.
+        exchange: int64, -1 where the store holds fewer entries.
+        kind: int64, 0 a question, 1 an answer, -1 none.
         distance: float32 L2, inf where there is none.
         uses: int64, 0 where there is none.
     """
 
-    place: Tensor
+    exchange: Tensor
+    kind: Tensor
     distance: Tensor
     uses: Tensor
 
-    @property
-    def kind(self) -> Tensor:
-        """0 a question, 1 an answer, -1 none; int64."""
-        return torch.where(self.place >= 0, self.place % 2, -1)
-
 
 class Pool:
-    """B stores with V places each, all empty.
+    """B stores, all empty, for J exchanges each.
 
     Attributes:
-        present: `[B, V]` bool.
-        uses: `[B, V]` int64.
-        value: `[B, V]` float64 on the grid of `on_grid`, the cache value `c^r`.
+        present: `[B, K, J]` bool.
+        uses: `[B, K, J]` int64.
+        value: `[B, K, J]` float64 on the grid of `on_grid`, the cache value `c^r`.
     """
 
-    def __init__(self, stores: int, places: int, device: torch.device | str = "cpu") -> None:
-        self.present = torch.zeros(stores, places, dtype=torch.bool, device=device)
-        self.uses = torch.zeros(stores, places, dtype=torch.int64, device=device)
-        self.value = torch.zeros(stores, places, dtype=torch.float64, device=device)
-        self._order = torch.arange(places, dtype=torch.float64, device=device)
+    def __init__(self, stores: int, exchanges: int, device: torch.device | str = "cpu") -> None:
+        shape = (stores, KINDS, exchanges)
+        self.present = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.uses = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.value = torch.zeros(shape, dtype=torch.float64, device=device)
+        # of two entries of one distance, the older one comes first
+        age = torch.arange(KINDS * exchanges, dtype=torch.float64, device=device)
+        self._order = age.view(exchanges, KINDS).T.contiguous()
 
-    def nearest(self, squared: Tensor, count: int) -> Nearest:
-        """The `count` entries nearest to one request of each store, by `squared [B, V]` distances."""
-        # squared distances are whole multiples of 2^-22: what is below that decides between equal ones
-        key = (squared.double() * (VECTOR_GRID**2 * len(self._order))).add_(self._order).masked_fill_(~self.present, torch.inf)
-        key, place = key.topk(count, dim=1, largest=False, sorted=True)
+    def nearest(self, relative: Tensor, length: Tensor, count: int) -> Nearest:
+        """The `count` entries nearest to one request of each store.
+
+        Args:
+            relative: `[B, K, j]` float32 as from `relative_distances`, of the exchanges up to the last one stored.
+            length: `[B]` float32, squared, of the requests.
+        """
+        stores, _, exchanges = relative.shape
+        # distances are whole multiples of 2^-22: what is below that decides between equal ones
+        key = relative.double().mul_(VECTOR_GRID**2 * self._order.numel()).add_(self._order[:, :exchanges])
+        key.masked_fill_(~self.present[:, :, :exchanges], torch.inf)
+        count_there = min(count, key[0].numel())
+        key, place = key.view(stores, -1).topk(count_there, dim=1, largest=False, sorted=True)
+        key, place = (torch.nn.functional.pad(x, (0, count - count_there), value=y) for x, y in ((key, torch.inf), (place, 0)))
         there = torch.isfinite(key)
+        kind, exchange = place // exchanges, place % exchanges
+        squared = relative.flatten(1).gather(1, place).add_(length[:, None])
         return Nearest(
-            place=torch.where(there, place, -1),
-            distance=squared.gather(1, place).sqrt_().masked_fill_(~there, torch.inf),
-            uses=self.uses.gather(1, place) * there,
+            exchange=torch.where(there, exchange, -1),
+            kind=torch.where(there, kind, -1),
+            distance=squared.sqrt_().masked_fill_(~there, torch.inf),
+            uses=self.uses.flatten(1).gather(1, self._place(exchange, kind)) * there,
         )
 
     def insert(self, exchanges: slice, value: Tensor, where: Tensor) -> None:
@@ -86,24 +103,32 @@ class Pool:
         Args:
             value, where: `[B, exchanges]`, the cache value, and which stores take the exchange.
         """
-        places = slice(2 * exchanges.start, 2 * exchanges.stop)
-        self.present[:, places] |= where.repeat_interleave(2, dim=1)
-        self.value[:, places] = value.repeat_interleave(2, dim=1)
+        self.present[:, :, exchanges] |= where[:, None]
+        self.value[:, :, exchanges] = value[:, None]
 
-    def use(self, place: Tensor, value: Tensor, where: Tensor) -> None:
-        """Counts a use of the entry at `place [B]` and sets its value, in the stores `where [B]` is True."""
-        at = place.clamp(min=0)[:, None]
-        self.uses.scatter_add_(1, at, where[:, None].long())
-        self.value.scatter_(1, at, torch.where(where[:, None], value[:, None], self.value.gather(1, at)))
+    def value_of(self, exchange: Tensor, kind: Tensor) -> Tensor:
+        """`[B]` float64, of the entry of this exchange and kind `[B]`; of any where they are -1."""
+        return self.value.flatten(1).gather(1, self._place(exchange, kind)[:, None])[:, 0]
 
-    def evict(self, where: Tensor) -> Tensor:
-        """Drops entries whose value is below their store's mean (Algorithm 2, lines 19-26), in the stores `where [B]` is True.
+    def use(self, exchange: Tensor, kind: Tensor, value: Tensor, where: Tensor) -> None:
+        """Counts a use of an entry and sets its value, `[B]` each, in the stores `where [B]` is True."""
+        place = self._place(exchange, kind)[:, None]
+        self.uses.view(len(place), -1).scatter_add_(1, place, where[:, None].long())
+        value = torch.where(where, value, self.value_of(exchange, kind))
+        self.value.view(len(place), -1).scatter_(1, place, value[:, None])
+
+    def evict(self, stores: Tensor) -> Tensor:
+        """Drops the entries of some `stores [n]` whose value is below their store's mean (Algorithm 2, lines 19-26).
 
         Returns:
-            `[B]` int64, how many.
+            `[n]` int64, how many.
         """
-        value = self.value * self.present
-        mean = on_grid(value.sum(1) / self.present.sum(1).clamp(min=1))
-        low = self.present & (self.value < mean[:, None]) & where[:, None]
-        self.present &= ~low
+        present, value = self.present[stores].flatten(1), self.value[stores].flatten(1)
+        mean = on_grid((value * present).sum(1) / present.sum(1).clamp(min=1))
+        low = present & (value < mean[:, None])
+        self.present[stores] = (present & ~low).view(-1, *self.present.shape[1:])
         return low.sum(1)
+
+    def _place(self, exchange: Tensor, kind: Tensor) -> Tensor:
+        """Among the `K * J` of a store."""
+        return (kind * self.present.shape[2] + exchange).clamp(min=0)

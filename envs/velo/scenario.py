@@ -115,6 +115,11 @@ class VeloScenario(Scenario):
         return self.build_requests + self.test_requests * len(self.parts)
 
     @property
+    def measured_steps(self) -> int:
+        """Those that metrics count: the test's where there is one."""
+        return self.steps - self.build_requests if self.parts else self.steps
+
+    @property
     def exchanges(self) -> int:
         """J, that a store can come to hold: initial ones, and one for each request before the test."""
         return self.initial_exchanges + self.build_requests

@@ -2,7 +2,7 @@
 
 Dimensions beside those of `envs.team`, whose N agents are the servers:
 
-    B  E * N stores   J  exchanges of a store   V = 2 J  places   P  results of a query
+    B  E * N stores   J  exchanges of a store   K = 2 kinds of entries   P  results of a query
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ class Outcome:
 
     Attributes:
         route: int64, the action that is carried out.
-        place: int64, the entry that it uses or, with CLOUD, would have used; -1 for none.
+        exchange, kind: int64, the entry that it uses or, with CLOUD, would have used; -1 for none.
         satisfaction: Eq. 2.
-        cached: Satisfaction with the answer that belongs to the entry at `place`, 0 without one.
+        cached: Satisfaction with the answer that belongs to that entry, 0 without one.
         own_s: Delay without waits (eq. 3).
         service_s: For how long a slot of the LLM is occupied, 0 with ANSWER.
     """
 
     route: Tensor
-    place: Tensor
+    exchange: Tensor
+    kind: Tensor
     satisfaction: Tensor
     cached: Tensor
     own_s: Tensor
@@ -97,11 +98,12 @@ class VeloSimulator(TeamSimulator):
         self._step = 0
         self._ahead = (0, 0)
         self._foresight: Foresight | None = None
-        self.pool = Pool(zeros.numel(), s.entries, self.device)
+        self.pool = Pool(zeros.numel(), s.exchanges, self.device)
         past = slice(0, s.initial_exchanges)
         plain_s = s.llm.network_s + answers.service_s(s.llm, self._prompt[episode.question], episode.answer_tokens)
         value = on_grid(-episode.distance - plain_s)[:, :, past].flatten(0, 1)
         self.pool.insert(past, value, torch.ones_like(value, dtype=torch.bool))
+        self._evictions = self._due()
         self._look()
         return self._show(zeros, {name: torch.zeros(self.num_envs, device=self.device) for name in self._sums()})
 
@@ -140,7 +142,7 @@ class VeloSimulator(TeamSimulator):
             self._foresight = Foresight(self.scenario, self.episode, self.vectors, self._group, self._prompt)
         rewards = [self._expected_reward(choice) for choice in range(self.spec.max_choices)]
         if self.scenario.expert_foresight and not self.frozen:
-            rewards[CLOUD] = rewards[CLOUD] + self._foresight.gain(self.pool.present[:, 0::2], self._slot) * self._store_up()
+            rewards[CLOUD] = rewards[CLOUD] + self._foresight.gain(self.pool.present[:, 0], self._slot) * self._store_up()
         best = torch.stack(rewards, dim=-1).masked_fill(~self._action_mask()[:, :, 0], -torch.inf).argmax(-1)
         return best[..., None]
 
@@ -194,9 +196,10 @@ class VeloSimulator(TeamSimulator):
         if s.action_space == "binary":
             wanted = torch.where(choice == 1, CLOUD, torch.where(self._reusable, ANSWER, AUGMENT))
         route = torch.where(legal, wanted, CLOUD)
-        place = torch.where(route == ANSWER, self._best_question, self._best)
+        best = torch.where(route == ANSWER, self._best_question, self._best)
+        used = self._found.exchange.gather(2, best[..., None]).squeeze(2)
         plain = episode.distance[:, :, exchange]
-        cached = self._cached_distance(place)
+        cached = self._cached_distance(used)
         relevant = answers.relevance(cached, s.relevance_near, s.relevance_far)
         augmented = answers.augmented_distance(plain, relevant, s.augmentation_gain, s.augmentation_harm)
         prompt, tokens = self._prompt[episode.question[:, :, exchange]], episode.answer_tokens[:, :, exchange]
@@ -206,16 +209,17 @@ class VeloSimulator(TeamSimulator):
         away_s = on_grid(self._network_s() * (route != ANSWER) + s.edge_s * (route != CLOUD))
         return Outcome(
             route=route,
-            place=place,
+            exchange=used,
+            kind=self._found.kind.gather(2, best[..., None]).squeeze(2),
             satisfaction=on_grid(-torch.where(route == ANSWER, cached, torch.where(route == CLOUD, plain, augmented))),
-            cached=on_grid(-cached * (place >= 0)),
+            cached=on_grid(-cached * (used >= 0)),
             own_s=away_s + service_s,
             service_s=service_s,
         )
 
-    def _cached_distance(self, place: Tensor) -> Tensor:
-        """`[E, N]` float64: from the answer that belongs to an entry to the reference of the present request."""
-        episode, past = self.episode, place.clamp(min=0)[..., None] // 2
+    def _cached_distance(self, exchange: Tensor) -> Tensor:
+        """`[E, N]` float64: from the answer of an exchange to the reference of the present request."""
+        episode, past = self.episode, exchange.clamp(min=0)[..., None]
         question, direction, distance = (
             values.gather(2, past).squeeze(2) for values in (episode.question, episode.direction, episode.distance)
         )
@@ -235,22 +239,21 @@ class VeloSimulator(TeamSimulator):
 
     def _update_stores(self, outcome: Outcome, delay_s: Tensor) -> Tensor:
         """Insertion, use and eviction (Algorithm 2); `[E]` float64, entries dropped."""
-        s, pool = self.scenario, self.pool
-        used = (outcome.route != CLOUD).flatten()
-        place = outcome.place.flatten()
-        before = pool.value.gather(1, place.clamp(min=0)[:, None]).view_as(delay_s)
-        after = on_grid(answers.used_value(before, outcome.satisfaction, delay_s))
-        pool.use(place, after.flatten(), used)
-        new = ((outcome.route == CLOUD) & self._store_up()).flatten()[:, None]
-        exchange = slice(self._exchange, self._exchange + 1)
-        pool.insert(exchange, (outcome.satisfaction - delay_s).flatten()[:, None], new)
-        due = (self._step + 1 + self.episode.eviction) % s.eviction_period == 0
-        return pool.evict(due.flatten()).view_as(due).sum(1).double()
+        pool, satisfaction = self.pool, outcome.satisfaction.flatten()
+        delay, exchange, kind = delay_s.flatten(), outcome.exchange.flatten(), outcome.kind.flatten()
+        direct = (outcome.route == CLOUD).flatten()
+        value = on_grid(answers.used_value(pool.value_of(exchange, kind), satisfaction, delay))
+        pool.use(exchange, kind, value, ~direct)
+        new = slice(self._exchange, self._exchange + 1)
+        pool.insert(new, (satisfaction - delay)[:, None], (direct & self._store_up().flatten())[:, None])
+        due = self._evictions[self._step]
+        dropped = torch.zeros_like(delay).index_put_((due,), pool.evict(due).double())
+        return dropped.view_as(delay_s).sum(1)
 
     def _wrong_hits(self, outcome: Outcome) -> Tensor:
         """`[E, N]` bool: answered from the store with the answer to a question of another group."""
         question = self.episode.question
-        asked = question.gather(2, outcome.place.clamp(min=0)[..., None] // 2).squeeze(2)
+        asked = question.gather(2, outcome.exchange.clamp(min=0)[..., None]).squeeze(2)
         return ~outcome.asks & (self._group[asked] != self._group[question[:, :, self._exchange]])
 
     def _first_answer(self, figures: dict[str, Tensor], delay_s: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -294,23 +297,24 @@ class VeloSimulator(TeamSimulator):
     def _look(self) -> None:
         """Queries every store with the present request, and picks the entries that an action would use."""
         s = self.scenario
-        found = self.pool.nearest(self._squared(), s.query_results)
-        up = self._store_up().flatten()[:, None]
-        place = torch.where(up, found.place, -1)
-        distance = found.distance.masked_fill(~up, torch.inf)
-        shape = (self.num_envs, s.num_servers, s.query_results)
-        self._found = Nearest(place.view(shape), distance.view(shape), (found.uses * up).view(shape))
-        score = answers.entry_score(self._found.distance, self._found.uses, s.phi_distance, s.phi_uses)
-        best = score.argmax(2, keepdim=True)
-        self._best = self._found.place.gather(2, best).squeeze(2)
-        nearby = self._found.distance.gather(2, best).squeeze(2) <= s.reuse_distance
-        self._reusable = nearby & (self._best % 2 == 0) & (self._best >= 0)
-        questions = score.masked_fill(self._found.kind != 0, -torch.inf)
-        best_question = self._found.place.gather(2, questions.argmax(2, keepdim=True)).squeeze(2)
-        self._best_question = torch.where((self._found.kind == 0).any(2), best_question, -1)
+        question = self.episode.question[:, :, self._exchange].flatten()
+        found = self.pool.nearest(self._distances(), self.vectors.length[question], s.query_results)
+        up, shape = self._store_up()[..., None], (self.num_envs, s.num_servers, s.query_results)
+        self._found = found = Nearest(
+            exchange=torch.where(up, found.exchange.view(shape), -1),
+            kind=torch.where(up, found.kind.view(shape), -1),
+            distance=found.distance.view(shape).masked_fill(~up, torch.inf),
+            uses=found.uses.view(shape) * up,
+        )
+        score = answers.entry_score(found.distance, found.uses, s.phi_distance, s.phi_uses)
+        self._best = score.argmax(2)
+        self._best_question = score.masked_fill(found.kind != 0, -torch.inf).argmax(2)
+        best = self._best[..., None]
+        close = (found.kind.gather(2, best) == 0) & (found.distance.gather(2, best) <= s.reuse_distance)
+        self._reusable = close.squeeze(2)
 
-    def _squared(self) -> Tensor:
-        """`[B, V]` float32 squared distances of the present requests, from a block that is computed ahead."""
+    def _distances(self) -> Tensor:
+        """`[B, K, j]` float32 of the present requests (`relative_distances`), from a block that is computed ahead."""
         s, episode, slot = self.scenario, self.episode, self._slot
         first, last = self._ahead
         if not first <= slot < last:
@@ -323,11 +327,18 @@ class VeloSimulator(TeamSimulator):
                 *(x[:, :, past].flatten(0, 1) for x in (episode.question, episode.direction, episode.distance)),
             )
             self._ahead = (first, last)
-        return self._block[:, slot - first]
+        return self._block[slot - first, :, :, : max(1, self._exchange)]
+
+    def _due(self) -> list[Tensor]:
+        """For each request before the test, the stores that drop entries after it, `[n]` int64 each."""
+        s = self.scenario
+        request = torch.arange(1, s.build_requests + 1, device=self.device)[:, None]
+        due = (request + self.episode.eviction.flatten()) % s.eviction_period == 0
+        return list(due.nonzero()[:, 1].split(due.sum(1).tolist()))
 
     def _stored(self) -> Tensor:
         """`[E, N]` int64, entries of each store."""
-        return self.pool.present.sum(1).view(self.num_envs, -1)
+        return self.pool.present.flatten(1).sum(1).view(self.num_envs, -1)
 
     def _show(self, reward: Tensor, metrics: dict[str, Tensor]) -> StepResult:
         finished = torch.full((self.num_envs,), self._step >= self.scenario.steps, device=self.device)
@@ -348,8 +359,8 @@ class VeloSimulator(TeamSimulator):
         """`[E, N, *shape]` for every field of `spec.observation_fields`."""
         episode, now, found = self.episode, self._progress, self._found
         question = episode.question[:, :, self._exchange]
-        there = found.place >= 0
-        age = self.scenario.initial_exchanges + self._step - found.place // 2
+        there = found.kind >= 0
+        age = self.scenario.initial_exchanges + self._step - found.exchange
         mean = on_grid(now.direct_satisfaction / now.direct.clamp(min=1.0))
         up = self._store_up()
         shown = {
@@ -379,7 +390,7 @@ class VeloSimulator(TeamSimulator):
         """
         s, found = self.scenario, self._found
         question = self.episode.question[:, :, self._exchange]
-        there = found.place >= 0
+        there = found.kind >= 0
         server = torch.cat(
             [
                 found.distance.masked_fill(~there, 2.0) / 2.0,
@@ -398,7 +409,7 @@ class VeloSimulator(TeamSimulator):
 
     def _legal(self) -> Tensor:
         """`[E, N, C]` bool: the cloud always; the store where it holds what the choice needs."""
-        any_entry, any_question = self._best >= 0, self._best_question >= 0
+        any_entry, any_question = self._found.kind[..., 0] >= 0, (self._found.kind == 0).any(2)
         always = torch.ones_like(any_entry)
         choices = [any_entry, always] if self.scenario.action_space == "binary" else [any_question, always, any_entry]
         return torch.stack(choices, dim=2)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from envs.velo.answers import mix_at_distance
 from envs.velo.corpus import Corpus, unit_vectors
-from envs.velo.pool import on_vector_grid, squared_distances
+from envs.velo.pool import KINDS, on_vector_grid, relative_distances
 
 DIRECTIONS = 256
 """K, in which an LLM's answer may miss the reference."""
 COORDINATES = 30
 """Of a request in the global state, as many as the paper's D (Table II)."""
-CHUNK = 2**22
+CHUNK = 2**19
 """Numbers that are worked on at once: what stays in the processor's cache is several times as fast."""
 ACCELERATOR_CHUNK = 2**28
 
@@ -31,6 +31,7 @@ class Vectors:
         self._directions = on_vector_grid(unit_vectors(directions, "directions")).to(device)
         self.question = on_vector_grid(corpus.question.clone()).to(device)
         self.reference = on_vector_grid(corpus.answer.clone()).to(device)
+        self.length = self.question.square().sum(1)
         self._cosine = self.reference @ self._directions.T
         orthogonal = np.linalg.qr(rng.normal(size=(corpus.width, min(COORDINATES, corpus.width))))[0]
         axes = on_vector_grid(torch.from_numpy(orthogonal).float()).to(device)
@@ -44,24 +45,24 @@ class Vectors:
         return on_vector_grid(answers.add_(self._directions[direction].mul_(second.float()[..., None])))
 
     def distances(self, requests: Tensor, question: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
-        """Squared distances of requests to every place of their store.
+        """Distances of requests to everything that their store can come to hold, as `relative_distances` has them.
 
         Args:
             requests: `[B, t]` int64, questions of the corpus.
             question, direction, distance: `[B, J]`, the exchanges.
 
         Returns:
-            `[B, t, 2 J]` float32; place `2 j` is the question of exchange `j`, `2 j + 1` its answer.
+            `[t, B, K, J]` float32, to the questions and to the answers of the exchanges.
         """
-        stores, exchanges = question.shape
-        found = torch.empty(stores, requests.shape[1], 2 * exchanges, device=question.device)
-        rows = max(1, self._chunk // (2 * exchanges * self.question.shape[1]))
-        for some in torch.arange(stores).split(rows):
-            these = slice(int(some[0]), int(some[-1]) + 1)
-            entries = torch.empty(len(some), 2 * exchanges, self.question.shape[1], device=question.device)
-            entries[:, 0::2] = self.question[question[these]]
-            entries[:, 1::2] = self.answer(question[these], direction[these], distance[these])
-            found[these] = squared_distances(self.question[requests[these]], entries)
+        (stores, steps), exchanges = requests.shape, question.shape[1]
+        found = torch.empty(steps, stores, KINDS, exchanges, device=question.device)
+        rows = max(1, self._chunk // (exchanges * self.question.shape[1]))
+        for first in range(0, stores, rows):
+            some = slice(first, first + rows)
+            asked = self.question[requests[some]]
+            answers = self.answer(question[some], direction[some], distance[some])
+            for kind, entries in enumerate((self.question[question[some]], answers)):
+                found[:, some, kind] = relative_distances(asked, entries).transpose(0, 1)
         return found
 
     def from_reference(self, question: Tensor, asked: Tensor, direction: Tensor, distance: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from envs.velo import answers
 from envs.velo.corpus import corpus_from
 from envs.velo.episode import Episode, EpisodeSource
-from envs.velo.pool import squared_distances
+from envs.velo.pool import relative_distances
 from envs.velo.scenario import VeloScenario
 from envs.velo.vectors import DIRECTIONS, Vectors
 
@@ -136,4 +136,5 @@ def best_openings(rewards: Rewards, initial: int) -> float:
 
 
 def _distances(ones: Tensor, others: Tensor) -> Tensor:
-    return squared_distances(ones[None], others[None])[0].sqrt()
+    """`[n, H]` and `[m, H]` to `[n, m]`."""
+    return (relative_distances(ones[None], others[None])[0] + ones.square().sum(1)[:, None]).sqrt()

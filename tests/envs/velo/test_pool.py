@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.velo.corpus import CorpusConfig
-from envs.velo.pool import Pool, on_vector_grid, squared_distances
+from envs.velo.pool import Pool, on_vector_grid, relative_distances
 from envs.velo.stores import ExactStore
 from envs.velo.synthetic_corpus import synthetic_corpus
 from envs.velo.vectors import DIRECTIONS, Vectors
@@ -17,10 +17,10 @@ KINDS = torch.tensor([0, 1])
 def test_products_of_grid_vectors_do_not_depend_on_the_order_of_their_terms():
     vectors = on_vector_grid(torch.nn.functional.normalize(torch.randn(64, 384, generator=torch.Generator().manual_seed(0))))
     order = torch.randperm(384, generator=torch.Generator().manual_seed(1))
-    distances = squared_distances(vectors[None, :8], vectors[None])
-    assert torch.equal(distances, squared_distances(vectors[None, :8, order], vectors[None, :, order]))
-    exact = (vectors[:8, None].double() - vectors[None].double()).square().sum(-1)
-    assert torch.equal(distances[0].double(), exact)
+    distances = relative_distances(vectors[None, :8], vectors[None])
+    assert torch.equal(distances, relative_distances(vectors[None, :8, order], vectors[None, :, order]))
+    squared = distances[0].double() + vectors[:8].double().square().sum(1)[:, None]
+    assert torch.equal(squared, (vectors[:8, None].double() - vectors[None].double()).square().sum(-1))
 
 
 VALUES = st.integers(-8, 0).map(lambda eighths: eighths / 8)
@@ -37,18 +37,19 @@ def test_the_pool_is_brute_force(operations, seed, few_vectors):
     """Any sequence of inserts, queries, uses and evictions; with few different vectors there are ties."""
     generator = torch.Generator().manual_seed(seed)
     choices = on_vector_grid(torch.nn.functional.normalize(torch.randn(3 if few_vectors else 90, WIDTH, generator=generator)))
-    vectors = choices[torch.randint(len(choices), (STORES, 2 * EXCHANGES), generator=generator)]
+    vectors = choices[torch.randint(len(choices), (STORES, 2, EXCHANGES), generator=generator)]
     requests = choices[torch.randint(len(choices), (STORES, len(operations) + 1), generator=generator)]
-    squared = squared_distances(requests, vectors)
-    pool, stores = Pool(STORES, 2 * EXCHANGES), [ExactStore(WIDTH) for _ in range(STORES)]
-    ids = [{-1: -1} for _ in range(STORES)]  # of places
+    relative = relative_distances(requests, vectors.flatten(1, 2)).view(STORES, -1, 2, EXCHANGES)
+    pool, stores = Pool(STORES, EXCHANGES), [ExactStore(WIDTH) for _ in range(STORES)]
+    ids = [{(-1, -1): -1} for _ in range(STORES)]  # of (exchange, kind)
     exchange = 0
     for turn, (name, *details) in enumerate([("look",), *operations]):
-        found = pool.nearest(squared[:, turn], RESULTS)
+        length = requests[:, turn].square().sum(1)
+        found = pool.nearest(relative[:, turn, :, : max(1, exchange)], length, RESULTS)
         for n, store in enumerate(stores):
             expected = store.query(requests[n, turn, None], RESULTS)
-            assert [ids[n][place] for place in found.place[n].tolist()] == expected.ids[0].tolist()
-            assert found.kind[n].tolist() == expected.kinds[0].tolist()
+            entries = zip(found.exchange[n].tolist(), found.kind[n].tolist(), strict=True)
+            assert [ids[n][entry] for entry in entries] == expected.ids[0].tolist()
             assert found.uses[n].tolist() == expected.uses[0].tolist()
             torch.testing.assert_close(found.distance[n], expected.distances[0])
             assert int(pool.present[n].sum()) == len(store)
@@ -57,19 +58,19 @@ def test_the_pool_is_brute_force(operations, seed, few_vectors):
             where = torch.tensor(takes)[:, None]
             pool.insert(slice(exchange, exchange + 1), torch.full((STORES, 1), value, dtype=torch.float64), where)
             for n in torch.tensor(takes).nonzero()[:, 0].tolist():
-                pair = vectors[n, 2 * exchange : 2 * exchange + 2]
-                new = stores[n].insert(pair, KINDS, torch.full((2,), exchange), torch.full((2,), value))
-                ids[n] |= {2 * exchange: int(new[0]), 2 * exchange + 1: int(new[1])}
+                new = stores[n].insert(vectors[n, :, exchange], KINDS, torch.full((2,), exchange), torch.full((2,), value))
+                ids[n] |= {(exchange, 0): int(new[0]), (exchange, 1): int(new[1])}
             exchange += 1
         elif name == "use":
-            place, value = found.place[:, details[0]], details[1]
-            pool.use(place, torch.full((STORES,), value, dtype=torch.float64), place >= 0)
-            for n in (place >= 0).nonzero()[:, 0].tolist():
-                stores[n].use(torch.tensor([ids[n][int(place[n])]]), torch.tensor([value]))
+            (rank, value), where = details, found.kind[:, details[0]] >= 0
+            used, kind = found.exchange[:, rank], found.kind[:, rank]
+            pool.use(used, kind, torch.full((STORES,), value, dtype=torch.float64), where)
+            for n in where.nonzero()[:, 0].tolist():
+                assert pool.value_of(used, kind)[n] == value
+                stores[n].use(torch.tensor([ids[n][int(used[n]), int(kind[n])]]), torch.tensor([value]))
         elif name == "evict":
-            dropped = pool.evict(torch.tensor(details[0]))
-            for n, due in enumerate(details[0]):
-                assert dropped[n] == (stores[n].evict_below_mean() if due else 0)
+            due = torch.tensor(details[0]).nonzero()[:, 0]
+            assert pool.evict(due).tolist() == [stores[n].evict_below_mean() for n in due.tolist()]
 
 
 def test_cached_answers_lie_at_their_distance_from_the_reference():
@@ -95,5 +96,5 @@ def test_distances_do_not_depend_on_how_many_are_worked_on_at_once():
     whole = vectors.distances(asked, question, question, distance)
     vectors._chunk = 1
     assert torch.equal(vectors.distances(asked, question, question, distance), whole)
-    same = vectors.distances(question[:, :1], question, question, distance)[:, 0, 0]
-    assert (same == 0).all()  # a question to itself
+    to_itself = vectors.distances(question[:, :1], question, question, distance)[0, :, 0, 0]
+    assert (to_itself + vectors.length[question[:, 0]] == 0).all()
