@@ -117,7 +117,7 @@ def _require_onnx() -> Any:
         importlib.import_module("onnxscript")
         return importlib.import_module("onnx")
     except ImportError:
-        raise InputError("ONNX is not installed: pip install 'edgeflock[onnx]'") from None
+        raise InputError("ONNX is not installed: pip install -e '.[onnx]'") from None
 
 
 def _mish(x: Any) -> Any:

@@ -1,6 +1,7 @@
 """Graphs of single agents: under onnxruntime they do what the team's torch policy does, over whole episodes."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,13 @@ def test_what_has_no_network_is_refused_in_one_line_and_nothing_is_written(learn
         export_bundle(source, out, onnx=True)
     assert "\n" not in str(refused.value)
     assert not out.exists()
+
+
+def test_without_the_packages_the_message_says_how_to_get_them(bundle: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"^ONNX is not installed: pip install -e '\.\[onnx\]'$"):
+        export_bundle(bundle, tmp_path / "out", onnx=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_heuristic_by_name_has_no_graph_either(tmp_path: Path) -> None:
