@@ -11,6 +11,7 @@ from envs.velo.simulator import VeloSimulator
 
 SCENARIO = VeloScenario
 HEURISTICS = "trainers.baselines.velo"
+REPORT = "trainers.baselines.velo_report"
 PRESETS: dict[str, dict[str, Any]] = {
     "n3": {},
     "n5": {"num_servers": 5, "llm": {"slots": 4}},

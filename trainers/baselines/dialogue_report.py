@@ -16,10 +16,10 @@ from envs.dialogue.scenario import DialogueScenario
 from envs.team import Metric
 from trainers.baselines.dialogue import HEURISTICS
 from trainers.baselines.dialogue_optimum import best_plans, best_returns
+from trainers.baselines.tradeoff import error_bars, interval
 from trainers.evaluate import EpisodeResults, evaluate
 from trainers.figures import INK, STYLE, WIDTH_INCHES, Look, looks
 from trainers.policy import Policy
-from trainers.statistics import Interval, bootstrap_interval
 
 Results = dict[str, list[EpisodeResults]]
 
@@ -101,7 +101,7 @@ def tradeoff(results: Results, scenario: DialogueScenario) -> Figure:
 
 
 def _draw_panel(axes: Axes, results: Results, metric: str, budget: float, look_of: Mapping[str, Look]) -> None:
-    points = {label: (_interval(runs, metric), _interval(runs, "quality")) for label, runs in results.items()}
+    points = {label: (interval(runs, metric), interval(runs, "quality")) for label, runs in results.items()}
     shown = {label for label, (x, _) in points.items() if x.estimate <= WIDEST * budget}
     _shade(axes, [(x.estimate, y.estimate) for label, (x, y) in points.items() if label in BAND and label in shown])
     for label, (x, y) in points.items():
@@ -112,8 +112,8 @@ def _draw_panel(axes: Axes, results: Results, metric: str, budget: float, look_o
         axes.errorbar(
             at,
             y.estimate,
-            xerr=_distances(x) if label in shown else None,
-            yerr=_distances(y),
+            xerr=error_bars(x) if label in shown else None,
+            yerr=error_bars(y),
             fmt=marker,
             markersize=13 if learned else 6.5,
             color=look_of[label].colour,
@@ -151,16 +151,6 @@ def _shade(axes: Axes, points: list[tuple[float, float]]) -> None:
     residual = y - np.polyval(line, np.sqrt(x))
     low, high = fitted + residual.min(), fitted + residual.max()
     axes.fill_between(amounts, low, high, color="#8A8A8A", alpha=0.18, linewidth=0, label="the survey's baselines")
-
-
-def _interval(runs: list[EpisodeResults], metric: str) -> Interval:
-    return bootstrap_interval(np.stack([run.values[metric] for run in runs]))
-
-
-def _distances(interval: Interval) -> list[list[float]] | None:
-    if np.isnan(interval.low):
-        return None
-    return [[interval.estimate - interval.low], [interval.high - interval.estimate]]
 
 
 def _with_gap(run: EpisodeResults, best: NDArray[np.float64]) -> EpisodeResults:
