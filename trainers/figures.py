@@ -227,8 +227,11 @@ def _curve(folder: Path, rows: list[dict[str, Any]], key: str) -> Curve:
 
 
 def draw_curve(axes: Axes, label: str, look: Look, runs: list[Curve], statistic: Statistic) -> None:
-    """One line over environment steps, with a band where there are several runs."""
-    points = np.linspace(min(steps[0] for steps, _ in runs), max(steps[-1] for steps, _ in runs), CURVE_POINTS)
+    """One line over the environment steps that all runs have in common, with a band where there are several runs."""
+    first, last = max(steps[0] for steps, _ in runs), min(steps[-1] for steps, _ in runs)
+    if first >= last:  # they have no part of the training in common
+        first, last = min(steps[0] for steps, _ in runs), max(steps[-1] for steps, _ in runs)
+    points = np.linspace(first, last, CURVE_POINTS)
     if len(runs) == 1:  # nothing to average: every recorded point as it is
         points = runs[0][0]
     values = np.stack([np.interp(points, steps, value, left=np.nan, right=np.nan) for steps, value in runs])

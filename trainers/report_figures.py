@@ -256,7 +256,7 @@ def _legend(canvas: Figure, panels: Sequence[Axes]) -> None:
 
 
 def _level(axes: Axes, label: str, value: float, look: Look) -> None:
-    axes.axhline(value, color=look.colour, linewidth=1.0, linestyle=(0, (1, 2)), label=plain(label))
+    axes.axhline(value, color=look.colour, linewidth=1.3, linestyle=(0, (1, 1.5)), label=plain(label))
 
 
 def _dots(axes: Axes, label: str, points: list[tuple[float, Interval]], look: Look) -> None:

@@ -344,6 +344,10 @@ class _Board(tune.Callback):
     def __init__(self, sweep: SweepConfig, out: Path, standings: dict[str, Standing], report: SweepReporter) -> None:
         self._metric, self._out, self._standings, self._report = sweep.metric, out, standings, report
 
+    def __reduce__(self) -> Any:
+        # Tune stores its callbacks for a `Tuner.restore` that is not used here, and bars on screens cannot be stored.
+        return tune.Callback, ()
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._tell("started", trial, "running")
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from envs.errors import InputError
-from trainers.sweep_config import Draw, cost, find_sweep, load_sweep, make_trials
+from trainers.report_claims import find_claims
+from trainers.sweep_config import SWEEPS, Draw, cost, find_sweep, load_sweep, make_trials
 
 BASE: dict[str, Any] = {
     "name": "toy",
@@ -160,3 +161,33 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         find_sweep("nothing")
     with pytest.raises(InputError, match="has no `quick` section"):
         load_sweep(sweep_file(tmp_path), quick=True)
+
+
+READY = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", READY)
+def test_ready_sweeps_are_valid_in_both_sizes(name: str) -> None:
+    full, quick = (load_sweep(find_sweep(name), small) for small in (False, True))
+    assert full.name == name
+    one_seed = full.model_copy(update={"seeds": full.seed_list[:1]})
+    assert make_trials(one_seed)
+    assert full.report.claims is None or find_claims(full.report.claims)
+    minutes = len(make_trials(quick)) * quick.trial_minutes / 2
+    assert minutes <= 9, f"{name} --quick takes {minutes} minutes on two cores, by its own estimate"
+
+
+def test_every_problem_has_a_comparison_an_ablation_and_a_tuning() -> None:
+    for problem in ("vehicular", "dag", "dialogue", "velo"):
+        kinds = {name.split("-")[1] for name in READY if name.split("-")[0] == problem}
+        assert {"comparison", "tuning"} <= kinds
+        assert kinds & {"ablation", "diffusion"}
+        assert load_sweep(find_sweep(f"{problem}-comparison")).seeds == 10
+
+
+def test_every_algorithm_is_tuned_with_as_many_trials() -> None:
+    tunings = [load_sweep(find_sweep(name)) for name in READY if "tuning" in name]
+    assert {(sweep.draws, len(sweep.seed_list), sweep.scheduler) for sweep in tunings} == {(16, 1, tunings[0].scheduler)}
+    compared = [load_sweep(find_sweep(name)) for name in READY if "comparison" in name]
+    used = {seed for sweep in compared for seed in sweep.seed_list}
+    assert not used & {seed for sweep in tunings for seed in sweep.seed_list}
