@@ -123,7 +123,7 @@ class Application:
             raise Refusal(422, "session: expected either a session or a state, not both")
         session = None if asked.session is None else await self._session(policy, asked.session)
         if session is not None and session.version:
-            policy, states = self.held(policy, session.version), np.frombuffer(session.state, np.uint8)[None]
+            policy, states = self.held(policy, session.version), np.frombuffer(bytearray(session.state), np.uint8)[None]
         else:
             policy, states = self.opened(policy, policy.name, [asked.state])
         job = self._job(policy, asked, asked.observation, asked.action_mask, states)
@@ -316,7 +316,7 @@ class Application:
             raise Refusal(422, f"states: they are of several versions of {policy.name!r}: {', '.join(sorted(versions))}")
         policy = self.held(policy, versions.pop())
         initial = layout(policy).initial.tobytes()
-        data = b"".join(initial if one is None else one[1] for one in found)
+        data = bytearray().join(initial if one is None else one[1] for one in found)
         return policy, np.frombuffer(data, np.uint8).reshape(len(tokens), -1)
 
     def _open(self, owner: str, token: str) -> tuple[str, bytes]:

@@ -117,6 +117,7 @@ def use_haproxy() -> None:
     """Has to come before Ray Serve is imported, which reads its environment then."""
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     os.environ.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", "1")
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")  # a decision can be asked for again
 
 
 def make_settings(token_file: Path | None, key_file: Path, metrics_folder: Path, overrides: list[str]) -> ServerSettings:

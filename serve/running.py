@@ -77,32 +77,28 @@ def update(sources: dict[str, Path], address: str) -> list[str]:
     """Serves these policies besides (or instead of) those of the same names; returns all names.
 
     Raises:
-        InputError: No such application runs there.
+        InputError: No such application runs at the address of this Ray cluster.
     """
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="serve")
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except ConnectionError:
         raise InputError(f"no Ray cluster runs at {address!r}: start the server with `edgeflock serve`") from None
     try:
-        client = serve_start()
-        whole = served(client)
-        (policies,) = [one for one in whole["applications"][0]["deployments"] if one["name"] == "Policies"]
-        together = policies["user_config"]["policies"] | {name: str(folder) for name, folder in sources.items()}
-        policies["user_config"] = {"policies": together}
-        client.deploy_apps(ServeDeploySchema.model_validate(whole))
-        wait_until_running(client)
-        return list(together)
+        return redeploy(sources)
     finally:
         ray.shutdown()
 
 
-def served(client: ServeControllerClient) -> dict[str, Any]:
-    """The description that was deployed.
-
-    Raises:
-        InputError: There is none of this project.
-    """
+def redeploy(sources: dict[str, Path]) -> list[str]:
+    """`update` on the cluster to which this process is connected."""
+    client = serve_start()
     found = client.get_serve_details()["applications"].get(APPLICATION)
     if found is None or not found["deployed_app_config"]:
         raise InputError(f"Ray Serve runs there without the application {APPLICATION!r}")
-    return {"applications": [found["deployed_app_config"]]}
+    whole = {"applications": [found["deployed_app_config"]]}
+    (policies,) = [one for one in whole["applications"][0]["deployments"] if one["name"] == "Policies"]
+    together = policies["user_config"]["policies"] | {name: str(folder) for name, folder in sources.items()}
+    policies["user_config"] = {"policies": together}
+    client.deploy_apps(ServeDeploySchema.model_validate(whole))
+    wait_until_running(client)
+    return list(together)
