@@ -22,7 +22,7 @@ from envs.errors import InputError
 from envs.registry import PETTINGZOO_PREFIX, PROBLEMS, Scenario, make_scenario, make_simulator, scenario_names
 from envs.team import episode_seeds
 from trainers.algorithms import ALGORITHMS
-from trainers.heuristics import heuristics
+from trainers.heuristics import heuristics, problem_report
 from trainers.policy import Policy
 from trainers.report_cli import report
 from trainers.sweep_cli import sweep
@@ -287,14 +287,6 @@ def traces_sumo(vehicles: int, minutes: int, seed: int, out: Path) -> None:
 
 
 # -- policies ------------------------------------------------------------------------------------------------------------
-
-
-def problem_report(scenario: Scenario) -> Any:
-    """The module of what a comparison adds for the scenario's problem (`envs.registry.Problem`), or None."""
-    import importlib
-
-    where = None if scenario.problem not in PROBLEMS else getattr(PROBLEMS[scenario.problem].load(), "REPORT", None)
-    return importlib.import_module(where) if where else None
 
 
 def parse_policies(text: str) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any, TypeVar
 
 import numpy as np
@@ -213,8 +214,12 @@ class _SampleWithMetrics:
 
 
 def initialise_ray(runners: int) -> None:
-    """A local Ray if none runs (RLlib's learner wants one even in one process)."""
-    if not ray.is_initialized():
+    """A local Ray if none runs (RLlib's learner wants one even in one process); in a cluster's job, that cluster."""
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    else:
         # Ray's workers are as nice as 15 by default: beside two busy processes a runner then takes minutes to start, and the
         # trainer waits for it.
         priority = {"worker_niceness": 0}
