@@ -11,18 +11,21 @@ from models.team_network import NetworkConfig
 
 
 class StateCritic(nn.Module):
-    """Value of a global state (MAPPO's critic)."""
+    """Value of a global state, of the team's reward or of each agent's part of it (MAPPO's critic)."""
 
-    def __init__(self, spec: TeamSpec, hidden: int) -> None:
+    def __init__(self, spec: TeamSpec, hidden: int, per_agent: bool = False) -> None:
         super().__init__()
+        self.per_agent = per_agent
         self.standard = Standardiser(spec.state_size)
+        values = spec.num_agents if per_agent else 1
         self.network = nn.Sequential(
-            nn.Linear(spec.state_size, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+            nn.Linear(spec.state_size, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, values)
         )
 
     def forward(self, state: Tensor) -> Tensor:
-        """`[..., S]` to `[...]`."""
-        return self.network(self.standard(state)).squeeze(-1)
+        """`[..., S]` to `[...]`, or to `[..., N]` where there is a value per agent."""
+        values = self.network(self.standard(state))
+        return values if self.per_agent else values.squeeze(-1)
 
 
 class TeamActions(nn.Module):

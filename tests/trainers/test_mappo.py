@@ -7,9 +7,10 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
+from envs.errors import InputError
 from envs.registry import make_scenario, make_simulator
 from models.diffusion import DiffusionConfig
-from models.team_module import ALIVE, FILLED, LOG_PROB, OBSERVATION, REWARD, STATE, TERMINATED
+from models.team_module import AGENT_REWARD, ALIVE, FILLED, LOG_PROB, OBSERVATION, REWARD, STATE, TERMINATED
 from models.team_network import NetworkConfig
 from trainers.algorithms.mappo import ADVANTAGE, OLD_VALUE, TARGET, MappoConfig, MappoSettings, ValueNormaliser
 from trainers.algorithms.returns import generalised_advantages
@@ -123,6 +124,45 @@ def test_advantages_targets_and_old_values_are_in_their_units():
     expected = (inside - inside.mean()) / inside.std(unbiased=False)
     torch.testing.assert_close(got[ADVANTAGE][rows[FILLED]], expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(got[OLD_VALUE], old[:, :-1])  # what the critic said, in the units in which it learns
+
+
+def test_with_credit_of_its_own_each_agent_has_the_advantages_of_its_own_reward():
+    module = module_of(learner_of("dialogue/d8", gamma=0.5, gae_lambda=0.25, credit="agent"))
+    rows = sampled_rows()
+    rows[STATE] = torch.randn(3, 3, module.spec.state_size)
+    rows[AGENT_REWARD] = torch.rand(3, 2, 8)
+    with torch.no_grad():
+        value = module.critic(rows[STATE])
+    assert value.shape == (3, 3, 8)
+    got = module.advantages(rows)
+    for agent in (0, 7):
+        each = (rows[TERMINATED], rows[FILLED], value[..., agent], 0.5, 0.25)
+        alone = generalised_advantages(rows[AGENT_REWARD][..., agent], *each)
+        torch.testing.assert_close(got[TARGET][..., agent], alone + value[:, :-1, agent])
+    inside = got[ADVANTAGE][rows[FILLED]]
+    assert inside.mean().item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_with_credit_of_its_own_an_agent_is_moved_by_its_own_advantage():
+    learner = learner_of(credit="agent", entropy_weight=0.0)
+    rows = {
+        FILLED: torch.ones(1, 1, dtype=torch.bool),
+        ALIVE: torch.ones(1, 2, 2, dtype=torch.bool),
+        LOG_PROB: torch.zeros(1, 1, 2, 1),
+        ADVANTAGE: torch.tensor([[[2.0, -1.0]]]),
+        OLD_VALUE: torch.zeros(1, 1, 2),
+    }
+    ratio = torch.tensor([[[1.1, 0.9]]])
+    fwd_out = {LOG_PROB: ratio.log(), "entropy": torch.zeros(1, 1, 2), "value": torch.tensor([[[0.1, 0.0]]])}
+    loss = loss_of(learner, rows, {**fwd_out, "target": torch.zeros(1, 1, 2)})
+    # policy: -(1.1 * 2 - 0.9 * 1) / 2 = -0.65; value: mean of 0.1^2 / 2 and 0
+    assert loss.item() == pytest.approx(-0.65 + 0.0025, abs=1e-6)
+
+
+def test_credit_of_its_own_needs_rewards_of_agents():
+    with pytest.raises(InputError, match="has one reward for all"):
+        MappoSettings(credit="agent").check(make_simulator(make_scenario("games/two-step")))
+    MappoSettings(credit="agent").check(make_simulator(make_scenario("dialogue/d1")))
 
 
 # -------------------------------------------------------------------------------------------------------------------- loss

@@ -4,7 +4,8 @@ In the order in which things happen: `PolicyModule.act` samples whole episodes, 
 estimates advantages (GAE), `Mappo.training_step` goes over them in epochs and minibatches of episodes,
 `MappoModule._forward_train` computes the new probabilities and values, `MappoLearner.compute_loss_for_module` is the loss.
 
-The team's advantage is every agent's advantage; each agent's probability ratio is clipped by itself.
+The team's advantage is every agent's advantage, unless `credit` is `agent`: then each learns from its own part of the reward,
+and the critic has a value for each (Yao et al. 2025, eqs. 12 and 22). Each agent's probability ratio is clipped by itself.
 
 G-MAPPO, T-MAPPO, LRS and DLRS (Yao et al. 2025) are this algorithm with expert episodes (`trainers.demonstrations`), with a
 request encoder, with both, and with a diffusion actor besides. Demonstrations count as if the present policy had played them:
@@ -13,7 +14,7 @@ their ratios start at 1, and their advantages decide whether they are imitated.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from envs.errors import InputError
-from envs.team import TeamSimulator
+from envs.team import TeamSimulator, episode_seeds
 from models.critics import StateCritic
-from models.team_module import ACTIONS, ALIVE, DENOISING, FILLED, LOG_PROB, OBSERVATION, REWARD, STATE, TERMINATED
+from models.team_module import ACTIONS, AGENT_REWARD, ALIVE, DENOISING, FILLED, LOG_PROB, OBSERVATION, REWARD, STATE, TERMINATED
 from trainers.algorithms.policy_gradient import PolicyModule, join_rows
 from trainers.algorithms.returns import generalised_advantages
 from trainers.algorithms.team_algorithm import FIGURES, Settings, TeamAlgorithm, TeamAlgorithmConfig
@@ -32,7 +33,7 @@ from trainers.algorithms.team_learner import TeamLearner
 from trainers.demonstrations import demonstrations_in_round, draw, play_demonstrations, steps_in
 from trainers.rollout import JointEpisodes
 
-ADVANTAGE, TARGET, OLD_VALUE = "advantage", "target", "old_value"  # [B, T] float32 each
+ADVANTAGE, TARGET, OLD_VALUE = "advantage", "target", "old_value"  # [B, T] float32 each; [B, T, N] with credit = agent
 
 
 class MappoSettings(Settings):
@@ -46,6 +47,10 @@ class MappoSettings(Settings):
     minibatches: int = Field(1, ge=1, description="parts of a round, each one update")
     huber: float = Field(10.0, gt=0, description="deviations beyond which the value loss grows linearly")
     critic_hidden: int = Field(64, ge=4, description="width of the critic")
+    credit: Literal["team", "agent"] = Field(
+        "team",
+        description="agent: every agent learns from its own part of the team's reward, where the problem knows the parts",
+    )
     demonstrations: int = Field(
         0, ge=0, description="episodes of the problem's expert that the first round also learns from; round u from this / u"
     )
@@ -55,6 +60,10 @@ class MappoSettings(Settings):
         if self.demonstrations and not simulator.has_expert():
             problem = simulator.spec.problem
             raise InputError(f"algorithm.demonstrations = {self.demonstrations}: expected 0, as {problem} has no expert")
+        if self.credit == "agent" and simulator.reset(episode_seeds(0, 0, simulator.num_envs)).agent_reward is None:
+            raise InputError(
+                f"algorithm.credit = agent: expected team, as {simulator.spec.problem} has one reward for all agents"
+            )
 
 
 class ValueNormaliser(torch.nn.Module):
@@ -97,7 +106,7 @@ class MappoModule(PolicyModule):
     settings: MappoSettings
 
     def setup_learning(self) -> None:
-        self.critic = StateCritic(self.spec, self.settings.critic_hidden)
+        self.critic = StateCritic(self.spec, self.settings.critic_hidden, per_agent=self.settings.credit == "agent")
         self.normaliser = ValueNormaliser()
 
     def get_non_inference_attributes(self) -> list[str]:
@@ -112,14 +121,14 @@ class MappoModule(PolicyModule):
 
     @torch.no_grad()
     def advantages(self, rows: JointEpisodes) -> JointEpisodes:
-        """Normalised advantages, value targets and the critic's old outputs, `[B, T]`; takes the targets into the value's
-        normalisation."""
+        """Normalised advantages, value targets and the critic's old outputs; takes the targets into the normalisation."""
         settings = self.settings
-        rows = {name: rows[name].to(self.device) for name in (STATE, REWARD, TERMINATED, FILLED)}
+        reward = AGENT_REWARD if settings.credit == "agent" else REWARD
+        rows = {name: rows[name].to(self.device) for name in (STATE, reward, TERMINATED, FILLED)}
         old = self.critic(rows[STATE])
         value = self.normaliser.restore(old)
         advantage = generalised_advantages(
-            rows[REWARD], rows[TERMINATED], rows[FILLED], value, settings.gamma, settings.gae_lambda
+            rows[reward], rows[TERMINATED], rows[FILLED], value, settings.gamma, settings.gae_lambda
         )
         target = advantage + value[:, :-1]
         self.normaliser.update(target[rows[FILLED]])
@@ -158,7 +167,9 @@ class MappoLearner(TeamLearner):
         acts = batch[ALIVE][:, :-1] * filled.unsqueeze(-1)  # agents that decided, [B, T, N]
         acts = acts / acts.sum()
         ratio = (fwd_out[LOG_PROB] - batch[LOG_PROB].sum(-1)).exp()
-        advantage = batch[ADVANTAGE].unsqueeze(-1)
+        advantage = batch[ADVANTAGE]
+        if settings.credit == "team":
+            advantage = advantage.unsqueeze(-1)
         clipped = ratio.clamp(1.0 - settings.clip, 1.0 + settings.clip)
         policy_loss = -(torch.minimum(ratio * advantage, clipped * advantage) * acts).sum()
         entropy = (fwd_out["entropy"] * acts).sum()
@@ -169,6 +180,8 @@ class MappoLearner(TeamLearner):
             F.huber_loss(value, target, reduction="none", delta=settings.huber),
             F.huber_loss(near, target, reduction="none", delta=settings.huber),
         )
+        if settings.credit == "agent":
+            errors = errors.mean(-1)
         value_loss = (errors * filled).sum() / filled.sum()
         moved = ((ratio - 1.0).abs() > settings.clip).to(torch.float32)
         figures = {

@@ -29,15 +29,19 @@ def td_lambda_targets(
 def generalised_advantages(
     reward: Tensor, terminated: Tensor, filled: Tensor, value: Tensor, gamma: float, gae_lambda: float
 ) -> Tensor:
-    """Generalised advantage estimates (Schulman et al. 2016), `[B, T]`; 0 after the end of an episode.
+    """Generalised advantage estimates (Schulman et al. 2016), in the shape of `reward`; 0 after the end of an episode.
 
     `A_t = delta_t + gamma * lambda * A_{t+1}` with `delta_t = r_t + gamma * (1 - terminated_t) * V_{t+1} - V_t`; the sum ends
     with the episode, and a truncated episode goes on with the value of its last state.
 
     Args:
-        value: `[B, T + 1]`.
+        reward: `[B, T]` of the team, or `[B, T, N]` of its agents.
+        terminated, filled: `[B, T]`.
+        value: `[B, T + 1]`, or `[B, T + 1, N]`.
     """
     goes_on = F.pad(filled[:, 1:], (0, 1)).to(reward.dtype)
+    if reward.dim() == 3:
+        goes_on, terminated, filled = (mask.unsqueeze(-1) for mask in (goes_on, terminated, filled))
     delta = reward + gamma * (1.0 - terminated.to(reward.dtype)) * value[:, 1:] - value[:, :-1]
     advantage = torch.zeros_like(delta[:, -1])
     steps = []
