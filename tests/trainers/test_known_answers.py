@@ -59,6 +59,25 @@ def test_policy_gradients_find_the_best_joint_action(algorithm: str, game: str, 
     assert greedy_return(algorithm, game, iterations=100, seed=1, settings=POLICIES[algorithm]) == optimum
 
 
+@pytest.mark.parametrize(
+    ("game", "optimum", "options"),
+    [
+        ("agreement", 10.0, ["network.diffusion.steps=5"]),
+        ("two-step", 8.0, ["network.diffusion.schedule=vp", "network.diffusion.steps=5", "network.request_encoder.field=null"]),
+    ],
+)
+def test_a_diffusion_actor_finds_the_best_joint_action(game: str, optimum: float, options: list[str]) -> None:
+    settings = [*POLICIES["mappo"], *options, "network.diffusion.hidden=32"]
+    assert greedy_return("mappo", game, iterations=40, seed=1, settings=settings) == optimum
+
+
+@pytest.mark.parametrize(("demonstrations", "expected"), [(0, 5.0), (64, 11.0)])
+def test_demonstrations_show_a_way_past_punishment(demonstrations: int, expected: float) -> None:
+    """Claus and Boutilier 1998: who explores learns to be safe from the -30 beside the 11; an expert has shown the way."""
+    settings = [*POLICIES["mappo"], f"algorithm.demonstrations={demonstrations}"]
+    assert greedy_return("mappo", "climb", iterations=40, seed=1, settings=settings) == expected
+
+
 def test_optimistic_exploration_solves_the_two_step_game() -> None:
     assert greedy_return("ucb-coma", "two-step", iterations=100, seed=1, settings=POLICIES["ucb-coma"]) == 8.0
 
