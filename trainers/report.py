@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from trainers.comparison import Comparison, compare, problem_and_task, write_who
 from trainers.config import RunConfig, make_run_config, merge, parse_overrides
 from trainers.evaluate import EpisodeResults, evaluate
 from trainers.figures import EVALUATION_KEY, read_metrics
-from trainers.heuristics import heuristics
+from trainers.heuristics import heuristics, problem_report
 from trainers.learned_policy import load_policy
 from trainers.policy import Policy
 from trainers.statistics import DEFAULT, Resampling
@@ -62,11 +63,13 @@ class Group:
     Attributes:
         runs: Label to trainings, which are also among the comparison's policies.
         fields: The scenario's, for figures over one of them.
+        figures: What the problem adds to a comparison: a name to (caption, figure).
     """
 
     comparison: Comparison
     runs: dict[str, list[Run]]
     fields: dict[str, Any]
+    figures: dict[str, tuple[str, Figure]] = field(default_factory=dict)
 
     @property
     def scenario(self) -> str:
@@ -201,8 +204,21 @@ def play(
         by_label: dict[str, list[Run]] = {}
         for run, _ in sorted(of_place, key=lambda pair: pair[0].config.seed):
             by_label.setdefault(run.label, []).append(run)
-        groups.append(Group(compare(results, how), by_label, of_place[0][1].model_dump(mode="json")))
+        scenario = of_place[0][1]
+        results, figures = _with_the_problems(results, scenario, seeds)
+        groups.append(Group(compare(results, how), by_label, scenario.model_dump(mode="json"), figures))
     return groups
+
+
+def _with_the_problems(
+    results: dict[str, list[EpisodeResults]], scenario: Scenario, seeds: Tensor
+) -> tuple[dict[str, list[EpisodeResults]], dict[str, tuple[str, Figure]]]:
+    """The results with the problem's further metrics (but not its slow optima), and what it draws of a comparison."""
+    added = problem_report(scenario)
+    if added is None:
+        return results, {}
+    results, _ = added.extend(results, scenario, seeds, 0.0)
+    return results, added.figures({}, scenario, int(seeds[0]))
 
 
 def _policy(label: str, run: Run | None, scenario: Scenario) -> Policy:

@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trainers.comparison import format_interval, heading, versions, write_whole
-from trainers.figures import save
+from trainers.figures import comparison_bars, save
 from trainers.page import figure_of, render, table_of
 from trainers.report import REACHED, Group, learners, share_to_arrive, training_minutes
 from trainers.report_claims import FIRM_RUNS, MIN_RUNS, Claim, ClaimsFile, PaperFigure, Tested, examine, overall
-from trainers.report_figures import bars, curves, efficiency, improvement, paper_figure, profiles, wall_clock
+from trainers.report_figures import curves, efficiency, improvement, paper_figure, profiles, wall_clock
 from trainers.statistics import bootstrap_interval, stratified_interval
 
 PAGE = "index.html"
@@ -173,29 +173,27 @@ def _scores(groups: Sequence[Group]) -> list[dict[str, str]]:
 
 
 def _scenario(index: int, group: Group, drawn: dict[str, tuple[str, Figure]]) -> dict[str, Any]:
-    """Table, bars of what policies differ in, and learning curves of one scenario."""
+    """Table, bars, learning curves, and what the problem draws, of one scenario."""
+    training = PaperFigure(name="", title="", chart="curves", scenarios=[group.scenario])
+    figures: dict[str, tuple[str, Figure | None]] = {
+        "curves": ("Return of the evaluations during training (interquartile mean)", curves(training, [group])),
+        "bars": ("Mean of each metric with its 95 % interval, one bar per policy", comparison_bars(group.comparison)),
+        **group.figures,
+    }
     shown = []
-    plain = PaperFigure(name="", title="", chart="curves", scenarios=[group.scenario])
-    for key, caption, canvas in (
-        (
-            f"scenario{index}-curves",
-            "Return of evaluations during training (interquartile mean)",
-            curves(plain, [group]),
-        ),
-        (f"scenario{index}-bars", "Return on the common episodes: mean, 95 % interval", bars(plain, [group])),
-    ):
+    for name, (caption, canvas) in figures.items():
         if canvas is not None:
-            drawn[key] = caption, canvas
-            shown.append(figure_of(key, caption, canvas))
+            drawn[f"scenario{index}-{name}"] = caption, canvas
+            shown.append(figure_of(f"scenario{index}-{name}", caption, canvas))
     return {"title": group.comparison.title, **table_of(group.comparison, str(index)), "figures": shown}
 
 
 def _facts(groups: Sequence[Group], command: str) -> list[tuple[str, str]]:
     how, seeds = groups[0].comparison.how, groups[0].comparison.seeds
     runs = [
-        f"{group.scenario}: "
-        + "; ".join(f"{label} {', '.join(str(run.folder) for run in of)}" for label, of in group.runs.items())
+        f"{group.scenario}, {label}: {', '.join(str(run.folder) for run in of_label)}"
         for group in groups
+        for label, of_label in group.runs.items()
     ]
     facts = [
         ("Command", command),

@@ -150,6 +150,7 @@ def test_another_sweep_does_not_touch_the_folder(resumed: tuple[Path, list[dict[
         ({"resources": {"cpus": 4000}}, None, "needs 4000 CPUs"),
         ({"resources": {"gpus": 64}}, None, "needs 64 GPUs"),
         ({}, "papyrus", "expected one of wandb, mlflow"),
+        ({}, "wandb", "the package wandb is not installed"),
         ({"scenarios": ["chess/x"]}, None, "unknown problem"),
     ],
 )
