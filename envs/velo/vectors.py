@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.velo.answers import mix_at_distance
 from envs.velo.corpus import Corpus, unit_vectors
-from envs.velo.pool import KINDS, on_vector_grid, relative_distances
+from envs.velo.pool import KINDS, VECTOR_GRID, on_vector_grid, relative_distances
 
 DIRECTIONS = 256
 """K, in which an LLM's answer may miss the reference."""
@@ -41,8 +41,9 @@ class Vectors:
     def answer(self, question: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
         """An LLM's answers `[..., H]`, at `distance [...]` from the reference of `question [...]` (but for rounding)."""
         first, second = mix_at_distance(distance, self._cosine[question, direction].double())
-        answers = self.reference[question].mul_(first.float()[..., None])
-        return on_vector_grid(answers.add_(self._directions[direction].mul_(second.float()[..., None])))
+        answers = self.reference[question].mul_((first * VECTOR_GRID).float()[..., None])
+        answers += self._directions[direction].mul_((second * VECTOR_GRID).float()[..., None])
+        return answers.round_().mul_(1.0 / VECTOR_GRID)
 
     def distances(self, requests: Tensor, question: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
         """Distances of requests to everything that their store can come to hold, as `relative_distances` has them.
