@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "large": {"corpus": {"questions": 30_000, "new_groups": 1_200}},
     "text": {"corpus": {"source": "text"}},
     "text-test": {"corpus": {"source": "text"}, "test": "both"},
-    "paper": {"initial_unrelated": 1.0, "mask_invalid": False},
+    "paper": {"corpus": {"width": 768}, "initial_unrelated": 1.0, "mask_invalid": False},
 }
 
 

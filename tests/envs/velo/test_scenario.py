@@ -53,7 +53,7 @@ def test_llms_are_named_or_read_from_files(tmp_path):
 
 def test_every_preset_of_a_size_shows_the_same():
     """So that a policy trained on `n3` plays `n3-test` and `n3-all`."""
-    one, *others = (make_simulator(make_scenario(f"velo/{name}")).spec for name in ("n3", "n3-test", "n3-all", "paper"))
+    one, *others = (make_simulator(make_scenario(f"velo/{name}")).spec for name in ("n3", "n3-test", "n3-all"))
     for other in others:
         assert list(other.observation) == list(one.observation)
         assert (other.branches, other.state_size) == (one.branches, one.state_size)
