@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from serve.schemas import AgentSchema, PolicySchema
 from serve.sessions import Session, Sessions
 from serve.tokens import StateLayout, StateTokens
 
+log = logging.getLogger("ray.serve")  # goes into the replica's log
 OPEN = ("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready")
 """What needs no bearer token: pages without data, and health."""
 
@@ -98,6 +100,9 @@ class Application:
                 return refusal.response()
             except TimeoutError:
                 return Refusal(504, f"no answer within {self.limits.time_s:g} s").response()
+            except Exception:
+                log.exception("%s %s failed", request.method, request.url.path)
+                return Refusal(500, "the server failed; its log says why").response()
 
         return answer
 

@@ -89,8 +89,8 @@ def parse_sources(bundles: list[str]) -> dict[str, Path]:
     """
     sources: dict[str, Path] = {}
     for text in bundles:
-        name, equals, where = text.rpartition("=")
-        folder = Path(where).resolve()
+        name, equals, where = text.partition("=")
+        folder = Path(where if equals else text).resolve()
         name = name if equals else folder.name
         if name in sources:
             raise InputError(f"{text!r}: the name {name!r} is taken: give another, NAME=BUNDLE")

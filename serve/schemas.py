@@ -167,8 +167,8 @@ class PolicySchema:
         team, teams = Shapes(spec, spec.agents, teams=False), Shapes(spec, spec.agents, teams=True)
         options = _options(scores_are)
         one: dict[str, Any] = {
-            "observation": (team.observation(f"{name}.Observation", codec), ...),
-            "action_mask": (team.masks(f"{name}.Mask") | None, LEGAL),
+            "observation": (team.observation(f"{name}_Observation", codec), ...),
+            "action_mask": (team.masks(f"{name}_Mask") | None, LEGAL),
             "state": (
                 str | None,
                 Field(None, description="token of the last decision of this episode", max_length=TOKEN_LENGTH),
@@ -176,24 +176,24 @@ class PolicySchema:
             "session": (str | None, Field(None, description="id of an open session, instead of `state`", max_length=100)),
         }
         several: dict[str, Any] = {
-            "observations": (teams.observation(f"{name}.Observations", codec), ...),
-            "action_masks": (teams.masks(f"{name}.Masks") | None, LEGAL),
+            "observations": (teams.observation(f"{name}_Observations", codec), ...),
+            "action_masks": (teams.masks(f"{name}_Masks") | None, LEGAL),
             "states": (list[str | None] | None, Field(None, description="of each team, null where an episode begins")),
         }
-        self.request = made(Asked, f"{name}.Team", one | options)
-        self.batch_request = made(Asked, f"{name}.Teams", several | options)
+        self.request = made(Asked, f"{name}_Team", one | options)
+        self.batch_request = made(Asked, f"{name}_Teams", several | options)
         decision: dict[str, Any] = {
-            "actions": (team.choices(f"{name}.Actions", labels=True), NAMES),
-            "choices": (team.choices(f"{name}.Choices", labels=False), NUMBERS),
+            "actions": (team.choices(f"{name}_Actions", labels=True), NAMES),
+            "choices": (team.choices(f"{name}_Choices", labels=False), NUMBERS),
             "state": (str | None, Field(description="for the next decision; null without memory, or in a session")),
         }
         if scores_are:
-            kind = team.scores(f"{name}.{scores_are}") | None
+            kind = team.scores(f"{name}_{scores_are}") | None
             decision[scores_are] = (kind, Field(None, description="of every choice, where `scores` was asked for"))
         which = {"policy": (Literal[name], ...), "version": (str, Field(description="of the policy that decided"))}
-        self.answer = made(Answer, f"{name}.Decision", which | decision)
-        each: Any = made(Answer, f"{name}.TeamDecision", decision)
-        self.batch_answer = made(Answer, f"{name}.Decisions", which | {"decisions": (list[each], ...)})
+        self.answer = made(Answer, f"{name}_Decision", which | decision)
+        each: Any = made(Answer, f"{name}_TeamDecision", decision)
+        self.batch_answer = made(Answer, f"{name}_Decisions", which | {"decisions": (list[each], ...)})
 
 
 class AgentSchema:
@@ -203,17 +203,17 @@ class AgentSchema:
         """Args: codec: Of any one agent."""
         agent = Shapes(spec, None, teams=False)
         numbers = array((intent_size,), {"type": "number"}, "iuf", "a peer's message of this step")
-        messages = made(Asked, f"{name}.Messages", dict.fromkeys(spec.agents, (numbers, None)))
+        messages = made(Asked, f"{name}_Messages", dict.fromkeys(spec.agents, (numbers, None)))
         intend: dict[str, Any] = {
-            "observation": (agent.observation(f"{name}.AgentObservation", codec), ...),
+            "observation": (agent.observation(f"{name}_AgentObservation", codec), ...),
             "state": (str | None, Field(None, description="token of the agent's last decision", max_length=TOKEN_LENGTH)),
         }
         decide: dict[str, Any] = {
-            "action_mask": (agent.masks(f"{name}.AgentMask") | None, LEGAL),
+            "action_mask": (agent.masks(f"{name}_AgentMask") | None, LEGAL),
             "messages": (messages | None, Field(None, description="what peers sent in this step; one that is missing is lost")),
         }
-        self.intend_request = made(Asked, f"{name}.AgentIntends", intend)
-        self.request = made(Asked, f"{name}.Agent", intend | decide)
+        self.intend_request = made(Asked, f"{name}_AgentIntends", intend)
+        self.request = made(Asked, f"{name}_Agent", intend | decide)
         said: dict[str, Any] = {
             "policy": (Literal[name], ...),
             "version": (str, ...),
@@ -222,12 +222,12 @@ class AgentSchema:
             "listeners": (list[str], Field(description="peers to whom the message goes")),
         }
         decision: dict[str, Any] = {
-            "actions": (agent.choices(f"{name}.AgentActions", labels=True), Field(description="by name")),
-            "choices": (agent.choices(f"{name}.AgentChoices", labels=False), Field(description="by number")),
+            "actions": (agent.choices(f"{name}_AgentActions", labels=True), Field(description="by name")),
+            "choices": (agent.choices(f"{name}_AgentChoices", labels=False), Field(description="by number")),
             "state": (str, Field(description="for the agent's next decision")),
         }
-        self.intend_answer = made(Answer, f"{name}.Intention", said)
-        self.answer = made(Answer, f"{name}.AgentDecision", said | decision)
+        self.intend_answer = made(Answer, f"{name}_Intention", said)
+        self.answer = made(Answer, f"{name}_AgentDecision", said | decision)
 
 
 def _options(scores_are: str | None) -> dict[str, Any]:
