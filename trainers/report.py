@@ -231,7 +231,8 @@ def scenario_label(scenario: Scenario, own: Sequence[str] = ()) -> str:
     """Name of a scenario, and the fields in which it differs from the preset of that name; `own` ones are passed over."""
     usual = make_scenario(scenario.name).model_dump(mode="json") if scenario.name else {}
     values = scenario.model_dump(mode="json")
-    changed = [f"{key}={value}" for key, value in values.items() if usual.get(key) != value and key not in own]
+    changes = {key: value for key, value in values.items() if usual.get(key) != value and key not in own}
+    changed = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in changes.items()]
     return " ".join([scenario.name or scenario.problem, *changed])
 
 

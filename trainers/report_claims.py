@@ -28,7 +28,9 @@ MIN_RUNS = 5
 FIRM_RUNS = 10
 """Training runs from which on a verdict is not called provisional."""
 
-Verdict = Literal["reproduced", "not reproduced", "contradicted", "not enough runs", "not tested"]
+Verdict = Literal[
+    "reproduced", "not reproduced", "contradicted", "not enough runs", "not defined", "not in these runs", "not tested"
+]
 
 
 class Strict(BaseModel):
@@ -130,7 +132,7 @@ def _test(claim: Claim, metric: str, comparison: Comparison, other: str) -> Test
     first, second = (np.stack([run.values[metric] for run in comparison.results[label]]) for label in (claim.better, other))
     sign = -1.0 if comparison.metrics[metric].better == "lower" else 1.0
     difference = paired_difference(first, second, comparison.how)
-    base = float(np.nanmean(second))
+    base = float(np.nanmean(second)) if difference.episodes else 0.0
     counts = [len(comparison.results[label]) for label in (claim.better, other)]
     enough = all(
         count >= MIN_RUNS or not comparison.results[label][0].env_steps
@@ -150,7 +152,9 @@ def _test(claim: Claim, metric: str, comparison: Comparison, other: str) -> Test
 
 
 def judge(difference: Interval, sign: float, enough: bool) -> Verdict:
-    """The verdict on a difference that is claimed to have this sign."""
+    """The verdict on a difference that is claimed to have this sign; not defined where no episode has the metric for both."""
+    if not difference.episodes:
+        return "not defined"
     if not enough:
         return "not enough runs"
     if not difference.excludes(0.0):
@@ -163,8 +167,12 @@ def overall(claim: Claim, tested: Sequence[Tested]) -> Verdict:
     verdicts = {pair.verdict for pair in tested}
     if claim.better is None:
         return "not tested"
+    if not verdicts:
+        return "not in these runs"
     if "contradicted" in verdicts:
         return "contradicted"
-    if not verdicts or "not enough runs" in verdicts:
+    if "not enough runs" in verdicts:
         return "not enough runs"
+    if verdicts == {"not defined"}:
+        return "not defined"
     return "reproduced" if verdicts == {"reproduced"} else "not reproduced"

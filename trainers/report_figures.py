@@ -41,6 +41,12 @@ from trainers.statistics import (
 POINTS = 60
 """Of a curve over scores or over shares of the training."""
 
+UNITS = {"hz": "Hz", "s": "s", "w": "W", "bps": "bit/s", "m": "m"}
+"""Of scenarios' fields, by the end of their names."""
+
+DASHES = [(0, (1, 1.5)), (0, (5, 2)), (0, (5, 2, 1, 2)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1))]
+"""Of the level lines of heuristics."""
+
 
 def paper_figure(figure: PaperFigure, groups: Sequence[Group]) -> Figure | None:
     """The paper's figure with what was measured here; None where nothing of it was."""
@@ -56,6 +62,8 @@ def curves(figure: PaperFigure, groups: Sequence[Group]) -> Figure | None:
     if not shown:
         return None
     look_of = looks({label for group, _ in shown for label in group.comparison.results if _drawn(figure, label)})
+    heuristics = sorted(label for label in look_of if not any(label in group.runs for group, _ in shown))
+    levels = dict(zip(heuristics, itertools.cycle(DASHES), strict=False))
     with matplotlib.rc_context(STYLE):
         canvas, panels = _panels(len(shown), 2.5)
         for axes, (group, labels) in zip(panels, shown, strict=True):
@@ -66,8 +74,10 @@ def curves(figure: PaperFigure, groups: Sequence[Group]) -> Figure | None:
             for label in labels:
                 draw_curve(axes, label, look_of[label], series.series[label], "iqm")
             for policy in group.comparison.policies:
-                if policy.label not in group.runs and policy.label in look_of and figure.metric in policy.metrics:
-                    _level(axes, policy.label, policy.metrics[figure.metric].mean.estimate, look_of[policy.label])
+                if policy.label in levels and figure.metric in policy.metrics:
+                    value, dashes = policy.metrics[figure.metric].mean.estimate, levels[policy.label]
+                    colour = look_of[policy.label].colour
+                    axes.axhline(value, color=colour, linewidth=1.3, linestyle=dashes, label=plain(policy.label))
             axes.set_title(plain(group.scenario), loc="left")
             axes.set_xlabel("environment steps")
             axes.set_ylabel(_axis(group, figure.metric))
@@ -100,7 +110,7 @@ def lines(figure: PaperFigure, groups: Sequence[Group]) -> Figure | None:
     known = [group for group in groups if figure.metric in group.comparison.metrics]
     ordered = sorted(known, key=lambda group: group.fields[field])
     labels = sorted({label for group in ordered for label in group.comparison.results if _drawn(figure, label)})
-    if not labels:
+    if not labels or len(ordered) < 2:
         return None
     look_of = looks(labels)
     with matplotlib.rc_context(STYLE):
@@ -108,15 +118,15 @@ def lines(figure: PaperFigure, groups: Sequence[Group]) -> Figure | None:
         axes = canvas.add_subplot()
         for place, label in enumerate(labels):
             points = [
-                (position + 0.5 * (place / max(1, len(labels) - 1) - 0.5), policy.metrics[figure.metric].mean)
+                (position + 0.2 * (place / max(1, len(labels) - 1) - 0.5), policy.metrics[figure.metric].mean)
                 for position, group in enumerate(ordered)
                 for policy in group.comparison.policies
                 if policy.label == label and figure.metric in policy.metrics
             ]
             if points:
                 _dots(axes, label, points, look_of[label])
-        axes.set_xticks(range(len(ordered)), [f"{group.fields[field]:g}" for group in ordered])
-        axes.set_xlabel(field.replace("_", " "))
+        axes.set_xticks(range(len(ordered)), [EngFormatter(sep="")(group.fields[field]) for group in ordered])
+        axes.set_xlabel(_field_words(field))
         axes.set_ylabel(_axis(ordered[0], figure.metric))
         axes.grid(alpha=0.25, linewidth=0.6, axis="y")
         _legend(canvas, [axes])
@@ -191,7 +201,7 @@ def efficiency(groups: Sequence[Group]) -> Figure | None:
             axes.plot(shares[known], centre, look.line, color=look.colour, linewidth=1.6, label=plain(label))
             axes.fill_between(shares[known], low, high, color=look.colour, alpha=0.15, linewidth=0)
         axes.set_xlabel("share of the training")
-        axes.set_ylabel("normalised score\n(interquartile mean, 95 % band)")
+        axes.set_ylabel("normalised score")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.25, linewidth=0.6)
         _legend(canvas, [axes])
@@ -239,6 +249,12 @@ def _axis(group: Group, metric: str) -> str:
     return plain(f"{words} ({unit})" if unit else words)
 
 
+def _field_words(field: str) -> str:
+    """`bandwidth_hz` to "bandwidth (Hz)"."""
+    words, _, unit = field.rpartition("_")
+    return f"{words.replace('_', ' ')} ({UNITS[unit]})" if unit in UNITS else field.replace("_", " ")
+
+
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     columns = 1 if count == 1 else 2
     rows = math.ceil(count / columns)
@@ -253,10 +269,6 @@ def _legend(canvas: Figure, panels: Sequence[Axes]) -> None:
     """One legend for all panels, below them."""
     entries = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     canvas.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries)), frameon=False)
-
-
-def _level(axes: Axes, label: str, value: float, look: Look) -> None:
-    axes.axhline(value, color=look.colour, linewidth=1.3, linestyle=(0, (1, 1.5)), label=plain(label))
 
 
 def _dots(axes: Axes, label: str, points: list[tuple[float, Interval]], look: Look) -> None:

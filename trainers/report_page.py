@@ -53,8 +53,10 @@ def write_report(
 
 def _paper_figure(figure: PaperFigure, groups: Sequence[Group], drawn: dict[str, tuple[str, Figure]]) -> dict[str, Any] | None:
     of_figure = groups_of(figure, groups)
-    canvas = paper_figure(figure, of_figure)
     tested = {claim.says: examine(claim, figure, [group.comparison for group in of_figure]) for claim in figure.claims}
+    if any(claim.better for claim in figure.claims) and not any(tested.values()):
+        return None
+    canvas = paper_figure(figure, of_figure)
     if canvas is None and not any(tested.values()):
         return None
     key = f"paper-{_file_name(figure.name)}"
@@ -96,13 +98,12 @@ def _claim(claim: Claim, tested: Sequence[Tested], groups: Sequence[Group]) -> d
     verdict = overall(claim, tested)
     learned = {label for group in groups for label in group.runs}
     counts = [n for pair in tested for n, label in zip(pair.runs, (claim.better, pair.other), strict=True) if label in learned]
-    provisional = verdict not in ("not tested", "not enough runs") and min(counts, default=0) < FIRM_RUNS
+    provisional = verdict in ("reproduced", "not reproduced", "contradicted") and min(counts, default=0) < FIRM_RUNS
     return {
         "says": claim.says,
         "numbers": claim.numbers,
         "verdict": verdict,
         "provisional": provisional,
-        "missing": bool(claim.better) and not tested,
         "pairs": [_pair(claim, pair, groups) for pair in tested],
     }
 
@@ -116,7 +117,7 @@ def _pair(claim: Claim, pair: Tested, groups: Sequence[Group]) -> dict[str, Any]
         "metric": words,
         "difference": f"{format_interval(pair.difference, ' ', signed=True)} {unit}".strip(),
         "relative": "" if math.isnan(pair.relative) else f"{100 * pair.relative:+.1f} %",
-        "improvement": f"{100 * pair.improvement.estimate:.0f} %",
+        "improvement": "" if math.isnan(pair.improvement.estimate) else f"wins {100 * pair.improvement.estimate:.0f} %",
         "runs": " / ".join(map(str, pair.runs)),
         "verdict": pair.verdict,
     }
@@ -140,7 +141,11 @@ def _together(groups: Sequence[Group], drawn: dict[str, tuple[str, Figure]]) -> 
         figures = [
             ("profiles", "Performance profiles, 95 % bands, scenarios weighted equally", profiles(groups)),
             ("improvement", "Probability of improvement, 95 % intervals, mean of the scenarios", improvement(groups)),
-            ("efficiency", "Sample efficiency: normalised return of the evaluations during training", efficiency(groups)),
+            (
+                "efficiency",
+                "Sample efficiency: return of evaluations during training, interquartile mean, 95 % band",
+                efficiency(groups),
+            ),
         ]
     figures.append(("wall-clock", "Wall-clock time of a training, evaluations and checkpoints included", wall_clock(groups)))
     shown = []

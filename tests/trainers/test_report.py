@@ -38,6 +38,8 @@ from trainers.train import train
 
 HOW = Resampling(resamples=200)
 SEEDS = episode_seeds(1, 0, 8)
+ADDED = {"dag": ("normalised_objective",)}
+"""Metrics that comparisons of a problem have besides those of its episodes."""
 SMALL = ["training.env_steps=160", "training.num_envs=4", "training.evaluation_interval=5", "training.evaluation_episodes=4"]
 
 
@@ -119,7 +121,7 @@ def test_runs_of_one_algorithm_with_other_settings_are_told_apart(folders: list[
 def test_a_changed_scenario_has_another_name() -> None:
     assert scenario_label(make_scenario("dag/paper")) == "dag/paper"
     changed = make_scenario("dag/paper", {"bandwidth_hz": 5e6, "deadline_s": 2.5})
-    assert scenario_label(changed) == "dag/paper bandwidth_hz=5000000.0 deadline_s=2.5"
+    assert scenario_label(changed) == "dag/paper bandwidth_hz=5e+06 deadline_s=2.5"
     assert scenario_label(changed, own=["bandwidth_hz"]) == "dag/paper deadline_s=2.5"
 
 
@@ -203,6 +205,7 @@ def test_marl_eval_has_the_returns_on_the_way(groups: list[Group], tmp_path: Pat
 )
 def test_the_verdict_follows_from_the_interval(low: float, high: float, sign: float, enough: bool, verdict: str) -> None:
     assert judge(Interval((low + high) / 2, low, high, 8), sign, enough) == verdict
+    assert judge(Interval(np.nan, np.nan, np.nan, 0), sign, enough) == "not defined"
 
 
 def figure_with(*claims: Claim) -> PaperFigure:
@@ -226,7 +229,7 @@ def test_claims_are_tested_pair_by_pair(groups: list[Group]) -> None:
         assert tested[0].difference.estimate == pytest.approx(shift)
         assert tested[0].improvement.estimate == (1.0 if shift > 0 else 0.0)
         assert overall(claim, tested) == expected
-    assert overall(claim, []) == "not enough runs"
+    assert overall(claim, []) == "not in these runs"
     assert overall(Claim(says="curves are smooth"), []) == "not tested"
     both = [*examine(claim, figure_with(claim), [repeated(groups[0], 5, shift).comparison for shift in (0.5, -0.5)])]
     assert overall(claim, both) == "contradicted"
@@ -261,7 +264,7 @@ def test_ready_claims_name_what_there_is(path: Path) -> None:
         overrides = {"test": "both"} if problem == "velo" else {}
         spec = make_simulator(make_scenario(figure.scenarios[0], overrides), 1).spec
         for claim in figure.claims:
-            assert (claim.metric or figure.metric) in spec.metrics
+            assert (claim.metric or figure.metric) in {*spec.metrics, *ADDED.get(problem, ())}
             assert {claim.better or "random", *claim.than} <= known
             assert set(claim.scenarios or []) <= set(figure.scenarios)
         assert set(figure.policies or []) <= known
