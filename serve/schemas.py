@@ -78,7 +78,7 @@ def array(shape: tuple[int | None, ...], leaf: dict[str, Any], kinds: str, descr
             raise ValueError(f"expected {what} of shape {expected}, got lists of different lengths") from None
         if found.dtype.kind not in kinds and found.size:
             raise ValueError(f"expected {what} of shape {expected}, got something else among them")
-        if len(found.shape) != len(shape) or any(b is not None and a != b for a, b in zip(found.shape, shape, strict=True)):
+        if found.shape != shape and (found.ndim != len(shape) or shape[0] is not None or found.shape[1:] != shape[1:]):
             raise ValueError(f"expected {what} of shape {expected}, got {list(found.shape)}")
         return found
 

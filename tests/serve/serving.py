@@ -24,6 +24,7 @@ LEARNED = {
     "dialogue": ("mappo", "dialogue/d8", []),
     "vehicular": ("idmac", "vehicular/v50-e6", ["scenario.num_vehicles=8", "scenario.horizon_slots=6"]),
     "dag": ("coma", "dag/t5", []),
+    "velo": ("dlrs", "velo/n3", []),
     "games": ("vdn", "games/two-step", []),
     "spread": ("mappo", "pettingzoo:mpe2.simple_spread_v3", ["scenario.kwargs.max_cycles=5"]),
 }
