@@ -69,6 +69,7 @@ def serve_command(
     settings = make_settings(token_file, key_file or STATE / "state.key", STATE / f"metrics-{port}", list(overrides))
     if proxy == "haproxy":
         use_haproxy()
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # it goes to Ray's log files; has to be said before the import
     from serve import deployment, running
 
     whole = deployment.description(sources, settings, scaling, host, port)
@@ -78,9 +79,10 @@ def serve_command(
         return
     shutil.rmtree(settings.metrics_folder, ignore_errors=True)  # of an earlier server
     deployment.prepare(settings, sources)
-    with running.server(whole, replicas=max(replicas, max_replicas or 0), loopback=host not in ALL_INTERFACES):
+    with running.server(whole, replicas=max(replicas, max_replicas or 0), loopback=host not in ALL_INTERFACES) as address:
         names = ", ".join(sources.policies)
         click.echo(f"serving {names} at http://{host}:{port} (page /, API /docs, metrics /metrics); Ctrl-C ends it")
+        click.echo(f"to change what is served: edgeflock serve-update --address {address} BUNDLE")
         wait_for_signal()
 
 
@@ -93,6 +95,7 @@ def update_command(bundles: tuple[str, ...], address: str) -> None:
     Episodes that began with the old version of a policy go on with it; new ones get the new version.
     """
     sources = parse_sources(list(bundles))
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     from serve import running
     from serve.metrics import Metrics
     from serve.policies import Shelf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import ray
 from ray import serve
 from ray.serve._private.api import serve_start
 from ray.serve._private.client import ServeControllerClient
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
 from envs.errors import InputError
@@ -23,17 +26,17 @@ START_S = 180.0
 
 
 @contextmanager
-def server(description: dict[str, Any], replicas: int, loopback: bool) -> Iterator[None]:
-    """The application of `deployment.description`, ready to answer; it ends with the context.
+def server(description: dict[str, Any], replicas: int, loopback: bool) -> Iterator[str]:
+    """The application of `deployment.description`, ready to answer; it ends with the context. Yields the address of its Ray.
 
     Args:
         replicas: Most replicas, for each of which Ray needs a core on its books.
         loopback: Whether Ray itself should listen at this machine's own address only.
 
     Raises:
-        InputError: The application does not start; the message is Ray's.
+        InputError: The port is taken, or the application does not start; the message is Ray's then.
     """
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    check_free(description["http_options"]["host"], description["http_options"]["port"])
     ray.init(
         include_dashboard=False,
         log_to_driver=False,
@@ -51,10 +54,18 @@ def server(description: dict[str, Any], replicas: int, loopback: bool) -> Iterat
         )
         client.deploy_apps(schema)
         wait_until_running(client)
-        yield
+        yield ray.get_runtime_context().gcs_address
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises InputError where nobody can listen."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise InputError(f"cannot listen at {host}, port {port}: {error.strerror}") from None
 
 
 def wait_until_running(client: ServeControllerClient) -> None:
@@ -91,7 +102,10 @@ def update(sources: dict[str, Path], address: str) -> list[str]:
 
 def redeploy(sources: dict[str, Path]) -> list[str]:
     """`update` on the cluster to which this process is connected."""
-    client = serve_start()
+    try:
+        client = _get_global_client()
+    except RayServeException:
+        raise InputError("that Ray cluster serves nothing") from None
     found = client.get_serve_details()["applications"].get(APPLICATION)
     if found is None or not found["deployed_app_config"]:
         raise InputError(f"Ray Serve runs there without the application {APPLICATION!r}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import socket
 import stat
 import threading
 from collections.abc import Sequence
@@ -203,3 +204,13 @@ def test_rows_are_read_back_as_they_were() -> None:
     for name, value in codec.observation(torch.from_numpy(rows)).items():
         assert torch.equal(value, seen[name])
         assert value.dtype == seen[name].dtype
+
+
+def test_a_port_that_is_taken() -> None:
+    from serve.running import check_free
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1, port {port}: "):
+            check_free("127.0.0.1", port)
+    check_free("127.0.0.1", port)
