@@ -366,7 +366,7 @@ class VeloSimulator(TeamSimulator):
         shown = {
             "request": self.vectors.question[question],
             "prompt_tokens": self._prompt[question],
-            "distance": found.distance.masked_fill(~there, 0.0),
+            "distance": found.distance.masked_fill(~there, 2.0),
             "kind": found.kind,
             "uses": found.uses,
             "age": age * there,

@@ -36,12 +36,18 @@ def observation_fields(s: VeloScenario, corpus: Corpus) -> dict[str, Field]:
     queue_s = s.num_servers * s.steps * longest_service_s(s, corpus) / s.llm.slots
 
     def entry(low: float, high: float, scale: str, text: str) -> Field:
-        return Field((P,), low, high, "1", scale, "entry", text)  # type: ignore[arg-type]
+        # No entity: the results have an order, nearest first, which an encoding member by member would lose.
+        return Field((P,), low, high, "1", scale, description=text)  # type: ignore[arg-type]
 
     return {
         "request": Field((corpus.width,), -1, 1, description="the request as a vector of length 1"),
         "prompt_tokens": Field((1,), 0, float(corpus.prompt_tokens.max()), description="of the request"),
-        "distance": entry(0, 2.01, "linear", "L2 distance of the request to the nearest entries of the store, nearest first"),
+        "distance": entry(
+            0,
+            2.01,
+            "linear",
+            "L2 distance of the request to the nearest entries of the store, nearest first; 2 where there is none",
+        ),
         "kind": entry(-1, 1, "category", "0 a past question, 1 an LLM's answer to one, -1 none"),
         "uses": entry(1, s.steps, "log", "times that the entry has served a request"),
         "age": entry(1, s.exchanges + s.steps, "log", "requests of this server since the entry was stored"),
