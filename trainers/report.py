@@ -186,10 +186,11 @@ def play(
     Raises:
         InputError: An override of the evaluation or a heuristic is unknown.
     """
+    passed_over = [*hints.own, *(key.removeprefix("scenario.") for key in hints.evaluation)]  # the same for all, or no matter
     places: dict[str, list[tuple[Run, Scenario]]] = {}
     for run in runs:
         scenario = _evaluated_on(run.config.scenario, hints.evaluation)
-        places.setdefault(scenario_label(scenario, hints.own), []).append((run, scenario))
+        places.setdefault(scenario_label(scenario, passed_over), []).append((run, scenario))
     players = {label: _players(of_place, hints) for label, of_place in places.items()}
     total, done = sum(map(len, players.values())), 0
     groups = []

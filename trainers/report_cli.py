@@ -74,7 +74,7 @@ def report(
 
         groups = play(finished, episode_seeds(seed, 0, episodes), hints, progress)
     command = shlex.join(["edgeflock", *sys.argv[1:]])
-    page = write_report(out, groups, paper, skipped, command)
+    page = write_report(out, groups, paper, skipped, command, hints.evaluation)
     write_marl_eval(groups, out / MARL_EVAL)
     if as_json:
         click.echo(json.dumps({"page": str(page), "runs": len(finished), "skipped": len(skipped)}))

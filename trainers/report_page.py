@@ -17,17 +17,24 @@ from trainers.report import REACHED, Group, learners, share_to_arrive, training_
 from trainers.report_claims import FIRM_RUNS, MIN_RUNS, Claim, ClaimsFile, PaperFigure, Tested, examine, overall
 from trainers.report_figures import curves, efficiency, improvement, paper_figure, profiles, wall_clock
 from trainers.statistics import bootstrap_interval, stratified_interval
+from trainers.sweep_config import Overrides
 
 PAGE = "index.html"
 
 
 def write_report(
-    out: Path, groups: Sequence[Group], claims: ClaimsFile | None, skipped: Sequence[str], command: str = ""
+    out: Path,
+    groups: Sequence[Group],
+    claims: ClaimsFile | None,
+    skipped: Sequence[str],
+    command: str = "",
+    evaluation: Overrides | None = None,
 ) -> Path:
     """Writes the page, and every figure as SVG and PNG beside it.
 
     Args:
         skipped: What was left out, a line each.
+        evaluation: Where the evaluation's scenarios differ from the trainings'.
     """
     out.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, tuple[str, Figure]] = {}
@@ -35,7 +42,7 @@ def write_report(
     page = {
         "title": f"Report: {claims.paper}" if claims else "Report",
         "note": claims.note if claims else "",
-        "facts": _facts(groups, command),
+        "facts": _facts(groups, command, evaluation or {}),
         "skipped": list(skipped),
         "paper": [figure for figure in paper if figure is not None],
         "summary": _summary(claims, groups) if claims else [],
@@ -193,7 +200,7 @@ def _scenario(index: int, group: Group, drawn: dict[str, tuple[str, Figure]]) ->
     return {"title": group.comparison.title, **table_of(group.comparison, str(index)), "figures": shown}
 
 
-def _facts(groups: Sequence[Group], command: str) -> list[tuple[str, str]]:
+def _facts(groups: Sequence[Group], command: str, evaluation: Overrides) -> list[tuple[str, str]]:
     how, seeds = groups[0].comparison.how, groups[0].comparison.seeds
     runs = [
         f"{group.scenario}, {label}: {', '.join(str(run.folder) for run in of_label)}"
@@ -202,6 +209,7 @@ def _facts(groups: Sequence[Group], command: str) -> list[tuple[str, str]]:
     ]
     facts = [
         ("Command", command),
+        ("Evaluated with", ", ".join(f"{key}={value}" for key, value in evaluation.items())),
         ("Episodes", f"{len(seeds)} in each scenario, the same for every policy, seeds {seeds[0]} to {seeds[-1]}"),
         ("Intervals", f"{100 * how.confidence:g} % percentile bootstrap, {how.resamples:,} resamples, seed {how.seed}"),
         ("Runs", " · ".join(runs)),

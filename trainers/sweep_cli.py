@@ -59,7 +59,8 @@ def sweep(file: str, quick: bool, out: Path | None, resume: bool, track: str | N
         again = shlex.join(["edgeflock", "sweep", file, *["--quick"] * quick, "--out", str(out), "--resume"])
         _say(as_json, f"interrupted; to go on: {again}", {"interrupted": str(out), "resume": again})
         raise SystemExit(130)
-    _say(as_json, f"{_counts(states)}; report: edgeflock report {out} --out {out}/report", {"sweep": str(out), "states": dict(states)})
+    hint = f"edgeflock report {out} --out {out}/report"
+    _say(as_json, f"{_counts(states)}; report: {hint}", {"sweep": str(out), "states": dict(states)})
     if states["failed"]:
         raise SystemExit(1)
 
