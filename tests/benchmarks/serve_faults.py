@@ -58,16 +58,16 @@ async def measure(asked: argparse.Namespace) -> None:
     full = await closed_loop(url, body, 16, 5.0)
     print(f"{asked.proxy} proxy, {asked.replicas} replicas\ncapacity, 16 clients: {full}")
     half = await open_loop(url, body, full.rate / 2, 10.0)
-    print(f"half of capacity: {half}")
-    killed = await disturbed(url, body, full.rate / 2, asked.seconds, kill_replica)
+    print(f"half of capacity: {half}", flush=True)
+    swapped = await disturbed(url, body, full.rate / 2, asked.seconds, lambda: swap(asked.other.resolve()))
+    print(f"version swapped: {swapped}; {sum(status != 200 for *_, status in swapped.finished)} failed", flush=True)
+    over = await open_loop(url, body, full.rate * 4, 10.0)
+    print(f"4 x capacity: {over}; {over.statuses[FAILED]} without an answer", flush=True)
+    await asyncio.sleep(5)
+    killed = await disturbed(url, body, full.rate / 2, asked.seconds, kill_replica)  # last: it takes a while until all is well
     failures = [sent for sent, _, status in killed.finished if status != 200]
     recovery = f", the last {max(failures) - asked.seconds / 3:.2f} s after the kill" if failures else ""
     print(f"one replica killed: {killed}; {len(failures)} of {len(killed.finished)} not answered{recovery}")
-    await asyncio.sleep(15)
-    swapped = await disturbed(url, body, full.rate / 2, asked.seconds, lambda: swap(asked.other.resolve()))
-    print(f"version swapped: {swapped}; {sum(status != 200 for *_, status in swapped.finished)} failed")
-    over = await open_loop(url, body, full.rate * 4, 10.0)
-    print(f"4 x capacity: {over}; {over.statuses[FAILED]} without an answer")
 
 
 async def disturbed(url: str, body: bytes, rate: float, seconds: float, disturb: Callable[[], Any]) -> Outcome:
