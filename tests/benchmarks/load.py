@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -88,6 +89,15 @@ class Connection:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
+
+
+def several_teams(body: bytes, teams: int) -> bytes:
+    """A request to decide for one team, as one for `teams` of them."""
+    plural = {"observation": "observations", "action_mask": "action_masks"}
+    parts = json.loads(body)
+    return json.dumps(
+        {plural[part]: {key: [v] * teams for key, v in values.items()} for part, values in parts.items()}
+    ).encode()
 
 
 async def closed_loop(url: str, body: bytes, clients: int, seconds: float, headers: dict[str, str] | None = None) -> Outcome:

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks.load import FAILED, Outcome, closed_loop, open_loop
+from tests.benchmarks.load import FAILED, Outcome, closed_loop, open_loop, several_teams
 
 PORT = 8767
 
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--proxy", choices=["default", "haproxy"], default="default")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--teams", type=int, default=64, help="in each request of the overload")
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     if asked.proxy == "haproxy":
@@ -61,8 +62,11 @@ async def measure(asked: argparse.Namespace) -> None:
     print(f"half of capacity: {half}", flush=True)
     swapped = await disturbed(url, body, full.rate / 2, asked.seconds, lambda: swap(asked.other.resolve()))
     print(f"version swapped: {swapped}; {sum(status != 200 for *_, status in swapped.finished)} failed", flush=True)
-    over = await open_loop(url, body, full.rate * 4, 10.0)
-    print(f"4 x capacity: {over}; {over.statuses[FAILED]} without an answer", flush=True)
+    teams = several_teams(body, asked.teams)  # dear requests, so that it is not the generator that has too much to do
+    full_teams = await closed_loop(url, teams, 16, 10.0)
+    print(f"capacity for {asked.teams} teams a request, 16 clients: {full_teams}", flush=True)
+    over = await open_loop(url, teams, full_teams.rate * 4, 20.0)
+    print(f"4 x that capacity: {over}; {over.statuses[FAILED]} without an answer", flush=True)
     await asyncio.sleep(5)
     killed = await disturbed(url, body, full.rate / 2, asked.seconds, kill_replica)  # last: it takes a while until all is well
     failures = [sent for sent, _, status in killed.finished if status != 200]

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.load import Outcome, closed_loop
+from tests.benchmarks.load import Outcome, closed_loop, several_teams
 
 PORT = 8765
 
@@ -95,8 +95,7 @@ def echo_of(name: str, example: dict[str, Any]) -> Any:
 def measure_policy(asked: argparse.Namespace, name: str, example: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for the echo, one for decisions, one for several teams in a request."""
     one = json.dumps(example).encode()
-    plural = {"observation": "observations", "action_mask": "action_masks"}
-    many = {plural[part]: {key: [value] * asked.teams for key, value in values.items()} for part, values in example.items()}
+    many = several_teams(one, asked.teams)
     base = f"http://127.0.0.1:{PORT}"
     decide = f"{base}/v1/policies/{name}/decide"
     subjects = {
@@ -104,8 +103,8 @@ def measure_policy(asked: argparse.Namespace, name: str, example: dict[str, Any]
         ("decide", 1): (decide, one, 1),
         ("echo", 16): (f"{base}/echo-{name}/", one, 16),
         ("decide", 16): (decide, one, 16),
-        (f"decide for {asked.teams} teams", 1): (decide, json.dumps(many).encode(), 1),
-        (f"decide for {asked.teams} teams", 4): (decide, json.dumps(many).encode(), 4),
+        (f"decide for {asked.teams} teams", 1): (decide, many, 1),
+        (f"decide for {asked.teams} teams", 4): (decide, many, 4),
     }
     results: dict[Any, list[Outcome]] = {key: [] for key in subjects}
     for url, body, clients in subjects.values():
