@@ -29,7 +29,8 @@ def export_bundle(source: Path, out: Path, onnx: bool = False) -> None:
         onnx: Also write `agent.onnx`, a single agent's step (see `trainers.onnx_export`).
 
     Raises:
-        InputError: `source` has no sound bundle, `out` is taken by something else, or the policy cannot be written as ONNX.
+        InputError: `source` has no sound bundle, `out` is taken by something else or cannot be written, or the policy cannot be
+            written as ONNX.
     """
     policy = load_policy(source)
     weights, manifest = load_bundle(bundle_folder(source))
@@ -50,7 +51,7 @@ def export_heuristic(name: str, scenario: Scenario, out: Path) -> None:
     """Writes a bundle without weights, from which `load_policy` makes the heuristic again.
 
     Raises:
-        InputError: The problem has no such heuristic, or `out` is taken by something else.
+        InputError: The problem has no such heuristic, or `out` is taken by something else or cannot be written.
     """
     known = heuristics(scenario.problem)
     if name not in known:
@@ -68,13 +69,17 @@ def export_heuristic(name: str, scenario: Scenario, out: Path) -> None:
 
 def _write(out: Path, weights: dict[str, Tensor], manifest: dict[str, Any], graph: bytes | None = None) -> None:
     """The bundle, with the graph or without one: that of another policy does not stay behind."""
-    (out / AGENT).unlink(missing_ok=True)
-    save_bundle(out, weights, manifest)
-    (out / EXAMPLE).write_text(json.dumps(example(scenario_from_dict(manifest["scenario"]))))
-    if graph is not None:
-        temporary = out / f"{AGENT}.tmp"
-        temporary.write_bytes(graph)
-        os.replace(temporary, out / AGENT)
+    request = json.dumps(example(scenario_from_dict(manifest["scenario"])))
+    try:
+        (out / AGENT).unlink(missing_ok=True)
+        save_bundle(out, weights, manifest)
+        (out / EXAMPLE).write_text(request)
+        if graph is not None:
+            temporary = out / f"{AGENT}.tmp"
+            temporary.write_bytes(graph)
+            os.replace(temporary, out / AGENT)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def example(scenario: Scenario) -> dict[str, Any]:
