@@ -235,6 +235,7 @@ def _scheduler(sweep: SweepConfig, groups: dict[str, str], out: Path) -> TrialSc
             resample_probability=how.resample,
             hyperparam_mutations={"trial": {"settings": {key: _domain(draw) for key, draw in draws.items()}}},
             custom_explore_fn=lambda config: _within(config, draws),
+            synch=True,  # who is compared with whom does not depend on the machine's speed
         )
     return FIFOScheduler()
 

@@ -49,10 +49,13 @@ def sweep(file: str, quick: bool, out: Path | None, resume: bool, track: str | N
         for trial in trials:
             _say(as_json, f"  {trial.name}", {"trial": trial.name, "set": trial.overrides})
         return
+    import ray
+
     from trainers.sweep import run_sweep
 
     with _shown(config, as_json) as report:
         standings = run_sweep(config, out, report, resume, track)
+        ray.shutdown()  # what it prints last is not for stdout either
     _summarise(config, standings, as_json)
     states = Counter(standing.state for standing in standings)
     if states["waiting"]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import ray
 from click.testing import CliRunner
 
 from envs.errors import InputError
@@ -39,6 +40,7 @@ def url(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> I
     sources = PolicySources(policies={name: bundles[name] for name in ("dialogue", "greedy")})
     prepare(settings, sources)
     whole = description(sources, settings, Scaling(replicas=2, num_cpus=0.1), "127.0.0.1", port)
+    ray.shutdown()  # of tests before, in the same process
     with server(whole, replicas=2, loopback=True):
         yield f"http://127.0.0.1:{port}"
 
