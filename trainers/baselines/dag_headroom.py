@@ -5,12 +5,10 @@ python -m trainers.baselines.dag_headroom dag/t5 --episodes 32
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +19,7 @@ from envs.registry import make_scenario, make_simulator
 from envs.team import episode_seeds
 from trainers.baselines.dag import HEURISTICS
 from trainers.baselines.dag_comparison import EpisodeOptima, instances, normalised, optimality_gaps
+from trainers.baselines.headroom_command import run
 from trainers.evaluate import EpisodeResults, evaluate
 
 COLUMNS = (
@@ -137,21 +136,16 @@ def _proof(optima: EpisodeOptima) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 2 on bad input."""
-    parser = argparse.ArgumentParser(description="Random, heuristics and the exact optimum on the same episodes.")
-    parser.add_argument("scenario", nargs="+", help="dag/NAME")
-    parser.add_argument("--episodes", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0, help="of the list of episodes")
-    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds for the optimum of one episode")
-    parser.add_argument("--workers", type=int, default=1, help="processes that solve at the same time")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        for name in options.scenario:
-            report(name, options.episodes, options.seed, options.time_limit, options.workers)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    more = {
+        "--time-limit": {
+            "dest": "time_limit_s",
+            "type": float,
+            "default": 60.0,
+            "help": "seconds for the optimum of one episode",
+        },
+        "--workers": {"type": int, "default": 1, "help": "processes that solve at the same time"},
+    }
+    return run(report, "the exact optimum", "dag", arguments, episodes=32, more=more)
 
 
 if __name__ == "__main__":

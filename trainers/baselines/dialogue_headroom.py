@@ -5,11 +5,9 @@ python -m trainers.baselines.dialogue_headroom dialogue/d1 --episodes 256
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import numpy as np
-import torch
 
 from envs.dialogue.scenario import DialogueScenario
 from envs.errors import InputError
@@ -17,6 +15,7 @@ from envs.registry import make_scenario, make_simulator
 from envs.team import episode_seeds
 from trainers.baselines.dialogue import HEURISTICS
 from trainers.baselines.dialogue_optimum import Plan, best_plans, best_returns
+from trainers.baselines.headroom_command import run
 from trainers.evaluate import evaluate
 
 COLUMNS = (
@@ -62,20 +61,8 @@ def _figure(value: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 2 on bad input."""
-    parser = argparse.ArgumentParser(description="Random, heuristics and the clairvoyant optimum on the same episodes.")
-    parser.add_argument("scenario", nargs="+", help="dialogue/NAME")
-    parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0, help="of the list of episodes")
-    parser.add_argument("--exact-up-to", type=int, default=5_000, help="conversations; with more, the bound alone")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        for name in options.scenario:
-            report(name, options.episodes, options.seed, options.exact_up_to)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    more = {"--exact-up-to": {"type": int, "default": 5_000, "help": "conversations; with more, the bound alone"}}
+    return run(report, "the clairvoyant optimum", "dialogue", arguments, more=more)
 
 
 if __name__ == "__main__":

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.dialogue.scenario import DialogueScenario
 from envs.team import Metric
 from trainers.baselines.dialogue import HEURISTICS
 from trainers.baselines.dialogue_optimum import best_plans, best_returns
-from trainers.baselines.tradeoff import error_bars, interval
-from trainers.evaluate import EpisodeResults, evaluate
+from trainers.baselines.tradeoff import Results, draw_point, interval, legend_below, recall, remember, with_gap
 from trainers.figures import INK, STYLE, WIDTH_INCHES, Look, looks
 from trainers.policy import Policy
-
-Results = dict[str, list[EpisodeResults]]
 
 GAP = Metric(
     "optimality_gap",
@@ -34,9 +29,6 @@ BAND = ("random", "device", "cloud", "router-strict", "router-balanced", "router
 EXACT_UP_TO = 2_000  # conversations
 PANELS = {"latency_s": "latency of a conversation (s)", "cost_usd": "cost of a conversation ($)"}
 WIDEST = 4.0  # budgets that an axis shows; what lies beyond is told, not drawn
-
-_played: dict[tuple[str, int], Results] = {}
-"""(scenario, first episode seed) to the comparison that `extend` saw last, for the figure."""
 
 
 def extend(
@@ -51,8 +43,7 @@ def extend(
     Args:
         solver_s: Time for each episode's optimum; 0 leaves the gap out.
     """
-    _played.clear()
-    _played[_key(scenario, int(seeds[0]))] = results
+    remember(results, scenario, seeds)
     if solver_s <= 0:
         return results, []
     plans = best_plans(scenario, seeds, solver_s / scenario.num_devices, EXACT_UP_TO)
@@ -65,7 +56,7 @@ def extend(
         f"optimum: {best.mean():.3f} on average, all draws known beforehand; exact for {sum(exact)} of {len(exact)} "
         f"conversations, an upper bound for the others{relaxed}."
     )
-    return {label: [_with_gap(run, best) for run in runs] for label, runs in results.items()}, [remark]
+    return with_gap(results, GAP, best, "reward"), [remark]
 
 
 def figures(policies: Mapping[str, Policy], scenario: DialogueScenario, seed: int) -> dict[str, tuple[str, Figure]]:
@@ -73,15 +64,11 @@ def figures(policies: Mapping[str, Policy], scenario: DialogueScenario, seed: in
 
     All episodes of the comparison that `extend` saw are in it; without one, the episode `seed` is played.
     """
-    results = _played.get(_key(scenario, seed))
-    if results is None:
-        seeds = Tensor([0]).long() + seed
-        results = {label: [evaluate(policy, scenario, seeds)] for label, policy in policies.items()}
     caption = (
         "Quality against latency and against cost of a conversation, with 95 % intervals; dotted: the budget; shaded: where "
         "the survey's baselines lie"
     )
-    return {"tradeoff": (caption, tradeoff(results, scenario))}
+    return {"tradeoff": (caption, tradeoff(recall(policies, scenario, seed), scenario))}
 
 
 def tradeoff(results: Results, scenario: DialogueScenario) -> Figure:
@@ -95,8 +82,7 @@ def tradeoff(results: Results, scenario: DialogueScenario) -> Figure:
             _draw_panel(axes, results, metric, budgets[metric], look_of)
             axes.set_xlabel(words)
         axes_of[0].set_ylabel("mean quality of an answer")
-        handles, labels = axes_of[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        legend_below(figure, axes_of[0])
     return figure
 
 
@@ -105,31 +91,12 @@ def _draw_panel(axes: Axes, results: Results, metric: str, budget: float, look_o
     shown = {label for label, (x, _) in points.items() if x.estimate <= WIDEST * budget}
     _shade(axes, [(x.estimate, y.estimate) for label, (x, y) in points.items() if label in BAND and label in shown])
     for label, (x, y) in points.items():
-        learned = label not in HEURISTICS
-        # beyond the axis: at its edge, with an arrow
-        at = x.estimate if label in shown else 1.03 * WIDEST * budget
-        marker = ("*" if learned else "o") if label in shown else ">"
-        axes.errorbar(
-            at,
-            y.estimate,
-            xerr=error_bars(x) if label in shown else None,
-            yerr=error_bars(y),
-            fmt=marker,
-            markersize=13 if learned else 6.5,
-            color=look_of[label].colour,
-            markeredgecolor=INK,
-            markeredgewidth=0.6,
-            fillstyle="full" if look_of[label].line == "-" else "left",
-            ecolor=INK,
-            elinewidth=0.9,
-            capsize=2,
-            zorder=4 if learned else 3,
-            label=label,
-        )
-        if label not in shown:
+        edge = None if label in shown else 1.03 * WIDEST * budget
+        draw_point(axes, label, x, y, look_of[label], learned=label not in HEURISTICS, edge=edge)
+        if edge is not None:
             axes.annotate(
                 f"{x.estimate:,.0f}" if x.estimate >= 100 else f"{x.estimate:.3g}",
-                (at, y.estimate),
+                (edge, y.estimate),
                 (-4, 6),
                 textcoords="offset points",
                 fontsize=8,
@@ -151,12 +118,3 @@ def _shade(axes: Axes, points: list[tuple[float, float]]) -> None:
     residual = y - np.polyval(line, np.sqrt(x))
     low, high = fitted + residual.min(), fitted + residual.max()
     axes.fill_between(amounts, low, high, color="#8A8A8A", alpha=0.18, linewidth=0, label="the survey's baselines")
-
-
-def _with_gap(run: EpisodeResults, best: NDArray[np.float64]) -> EpisodeResults:
-    sums = {**run.sums, GAP.numerator: best - run.sums["reward"]}
-    return replace(run, metrics={**run.metrics, GAP.numerator: GAP}, sums=sums)
-
-
-def _key(scenario: DialogueScenario, seed: int) -> tuple[str, int]:
-    return scenario.model_dump_json(), seed

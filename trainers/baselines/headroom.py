@@ -5,7 +5,6 @@ python -m trainers.baselines.headroom vehicular/v50-e6 --episodes 64
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import torch
@@ -18,6 +17,7 @@ from envs.vehicular import compute, radio, service
 from envs.vehicular.episode import Episode, EpisodeSource
 from envs.vehicular.scenario import VehicularScenario
 from envs.vehicular.simulator import VehicularSimulator, place
+from trainers.baselines.headroom_command import run
 from trainers.baselines.vehicular import HEURISTICS
 from trainers.evaluate import evaluate
 
@@ -103,18 +103,7 @@ def report(name: str, episodes: int, seed: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 2 on bad input."""
-    parser = argparse.ArgumentParser(description="Random, heuristics and an upper bound on the same episodes.")
-    parser.add_argument("scenario", nargs="+", help="vehicular/NAME")
-    parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0, help="of the list of episodes")
-    options = parser.parse_args(arguments)
-    try:
-        for name in options.scenario:
-            report(name, options.episodes, options.seed)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run(report, "an upper bound", "vehicular", arguments)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,13 @@ python -m trainers.baselines.velo_headroom velo/n3 velo/n3-test --episodes 64
 
 from __future__ import annotations
 
-import argparse
 import sys
-
-import torch
 
 from envs.errors import InputError
 from envs.registry import make_scenario, make_simulator
 from envs.team import episode_seeds
 from envs.velo.scenario import VeloScenario
+from trainers.baselines.headroom_command import run
 from trainers.baselines.velo import HEURISTICS
 from trainers.baselines.velo_bound import Clairvoyant
 from trainers.evaluate import evaluate
@@ -50,19 +48,7 @@ def report(name: str, episodes: int, seed: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 2 on bad input."""
-    parser = argparse.ArgumentParser(description="Random, heuristics, the expert and an upper bound on the same episodes.")
-    parser.add_argument("scenario", nargs="+", help="velo/NAME")
-    parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0, help="of the list of episodes")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        for name in options.scenario:
-            report(name, options.episodes, options.seed)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run(report, "the expert and an upper bound", "velo", arguments)
 
 
 if __name__ == "__main__":

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.team import Metric
 from envs.velo.scenario import VeloScenario
-from trainers.baselines.tradeoff import error_bars, interval
+from trainers.baselines.tradeoff import Results, draw_point, interval, legend_below, recall, remember, with_gap
 from trainers.baselines.velo import HEURISTICS
 from trainers.baselines.velo_bound import Clairvoyant
-from trainers.evaluate import EpisodeResults, evaluate
-from trainers.figures import INK, STYLE, WIDTH_INCHES, Look, looks
+from trainers.figures import STYLE, WIDTH_INCHES, Look, looks
 from trainers.policy import Policy
-
-Results = dict[str, list[EpisodeResults]]
 
 GAP = Metric("bound_gap", None, better="lower", description="return below the bound of whoever knows all requests beforehand")
 WORDS = {"": "all requests", "similar_": "similar requests", "new_": "new requests"}
-
-_played: dict[tuple[str, int], Results] = {}
-"""(scenario, first episode seed) to the comparison that `extend` saw last, for the figure."""
 
 
 def extend(
@@ -42,8 +33,7 @@ def extend(
     Args:
         solver_s: 0 leaves the gap out.
     """
-    _played.clear()
-    _played[_key(scenario, int(seeds[0]))] = results
+    remember(results, scenario, seeds)
     if solver_s <= 0:
         return results, []
     bounds = Clairvoyant(scenario).bounds(seeds)
@@ -53,7 +43,7 @@ def extend(
         f"upper bound of the return: {bounds.mean():.4g} on average ({bounds.mean() / scenario.measured_steps:.4g} per "
         "request), all requests known beforehand and no waits at the LLM; it need not be reachable."
     )
-    return {label: [_with_gap(run, bounds) for run in runs] for label, runs in results.items()}, [remark]
+    return with_gap(results, GAP, bounds, "return"), [remark]
 
 
 def figures(policies: Mapping[str, Policy], scenario: VeloScenario, seed: int) -> dict[str, tuple[str, Figure]]:
@@ -61,12 +51,8 @@ def figures(policies: Mapping[str, Policy], scenario: VeloScenario, seed: int) -
 
     All episodes of the comparison that `extend` saw are in it; without one, the episode `seed` is played.
     """
-    results = _played.get(_key(scenario, seed))
-    if results is None:
-        seeds = Tensor([0]).long() + seed
-        results = {label: [evaluate(policy, scenario, seeds)] for label, policy in policies.items()}
     caption = "Satisfaction against delay of a request, with 95 % intervals; better is up and to the left"
-    return {"tradeoff": (caption, tradeoff(results, scenario))}
+    return {"tradeoff": (caption, tradeoff(recall(policies, scenario, seed), scenario))}
 
 
 def tradeoff(results: Results, scenario: VeloScenario) -> Figure:
@@ -81,40 +67,13 @@ def tradeoff(results: Results, scenario: VeloScenario) -> Figure:
             axes.set_title(WORDS[prefix])
             axes.set_xlabel("mean delay of a request (s)")
         axes_of[0].set_ylabel("mean satisfaction")
-        handles, labels = axes_of[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        legend_below(figure, axes_of[0])
     return figure
 
 
 def _draw_panel(axes: Axes, results: Results, prefix: str, look_of: Mapping[str, Look]) -> None:
     for label, runs in results.items():
         delay, satisfaction = interval(runs, f"{prefix}delay_s"), interval(runs, f"{prefix}satisfaction")
-        learned = label not in HEURISTICS
-        axes.errorbar(
-            delay.estimate,
-            satisfaction.estimate,
-            xerr=error_bars(delay),
-            yerr=error_bars(satisfaction),
-            fmt="*" if learned else "o",
-            markersize=13 if learned else 6.5,
-            color=look_of[label].colour,
-            markeredgecolor=INK,
-            markeredgewidth=0.6,
-            fillstyle="full" if look_of[label].line == "-" else "left",
-            ecolor=INK,
-            elinewidth=0.9,
-            capsize=2,
-            zorder=4 if learned else 3,
-            label=label,
-        )
+        draw_point(axes, label, delay, satisfaction, look_of[label], learned=label not in HEURISTICS)
     axes.set_xlim(left=0.0)
     axes.grid(alpha=0.25, linewidth=0.6)
-
-
-def _with_gap(run: EpisodeResults, bounds: NDArray[np.float64]) -> EpisodeResults:
-    sums = {**run.sums, GAP.numerator: bounds - run.sums["return"]}
-    return replace(run, metrics={**run.metrics, GAP.numerator: GAP}, sums=sums)
-
-
-def _key(scenario: VeloScenario, seed: int) -> tuple[str, int]:
-    return scenario.model_dump_json(), seed
