@@ -6,3 +6,10 @@ class InputError(ValueError):
 
     The command line prints the message and exits with code 2; nothing has been created by then.
     """
+
+
+class Failure(RuntimeError):
+    """Something outside the program failed for good: one line saying what, and how to go on.
+
+    The command line prints the message and exits with code 1; what was done until then is kept.
+    """

@@ -10,22 +10,27 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
+from os.path import expanduser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from envs.errors import InputError
+from envs.errors import Failure, InputError
 from envs.registry import PETTINGZOO_PREFIX, PROBLEMS, Scenario, make_scenario, make_simulator, scenario_names
 from envs.team import episode_seeds
 from trainers.algorithms import ALGORITHMS
 from trainers.heuristics import heuristics, problem_report
 from trainers.policy import Policy
 from trainers.report_cli import report
+from trainers.storage_cli import STORAGE, STORAGE_WAIT, keep_results
 from trainers.sweep_cli import sweep
+
+if TYPE_CHECKING:
+    from trainers.storage import Mirror
 
 COMPARISON_SEED = 20_270_000
 """Run seed of the episodes that `evaluate` and `compare` play; training-time evaluation uses others."""
@@ -76,6 +81,9 @@ def list_command() -> None:
 @click.option("--num-envs", type=click.IntRange(1), help="Parallel episodes of each runner (training.num_envs).")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder. Default: runs/ALGORITHM-SCENARIO-seedN.")
 @click.option("--resume", is_flag=True, help="Continue the run folder from its last checkpoint.")
+@STORAGE
+@STORAGE_WAIT
+@click.option("--dry-run", is_flag=True, help="Print the complete configuration, and start nothing.")
 @OVERRIDE
 @JSON
 def train(
@@ -89,6 +97,9 @@ def train(
     num_envs: int | None,
     run: Path | None,
     resume: bool,
+    storage: str | None,
+    storage_wait: float,
+    dry_run: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -100,14 +111,14 @@ def train(
     edgeflock train idmac --run runs/idmac-vehicular-v50-e6-seed1 --resume
     """
     from trainers.config import RunConfig, make_run_config
-    from trainers.train import CONFIG, Interrupted
-    from trainers.train import train as train_run
+    from trainers.storage import CONFIG
 
     options = {"env_steps": env_steps, "runners": runners, "num_envs": num_envs}
     assignments = [f"training.{key}={value}" for key, value in options.items() if value is not None] + list(overrides)
     if resume and run is not None:
         if assignments or scenario or env or traces:
-            raise InputError("--resume takes everything from the run folder: give it --run alone")
+            raise InputError("--resume takes everything from the run folder: give it --run alone (and its --storage)")
+        mirror = None if storage is None or dry_run else _mirror(run, storage, storage_wait, resume)
         config = RunConfig.load(run / CONFIG)
         if config.name != algorithm:
             raise InputError(f"{run}: is a run of {config.name}, not of {algorithm}")
@@ -115,15 +126,24 @@ def train(
         name = _scenario_name(scenario, env)
         config = make_run_config(algorithm, name, seed, [*_trace_override(traces), *assignments])
         run = run or Path("runs") / f"{algorithm}-{name.replace('/', '-').replace(':', '-')}-seed{seed}"
+        mirror = None if storage is None or dry_run else _mirror(run, storage, storage_wait, resume)
+    if dry_run:
+        click.echo(json.dumps(config.model_dump(mode="json")) if as_json else config.text(), nl=as_json)
+        return
+    from trainers.train import Interrupted
+    from trainers.train import train as train_run
+
     _show_traces(config.scenario, as_json)
     with _training_progress(config.training.env_steps, as_json) as report:
         try:
-            folder = train_run(config, run, report, resume)
+            folder = train_run(config, run, report, resume, mirror)
         except Interrupted:
             report.close()
-            again = shlex.join(["edgeflock", "train", algorithm, "--run", str(run), "--resume"])
+            again = shlex.join(["edgeflock", "train", algorithm, "--run", str(run), "--resume", *_with_storage(storage)])
             _say(as_json, f"interrupted; a checkpoint is saved. To go on: {again}", {"interrupted": str(run), "resume": again})
             raise SystemExit(130) from None
+    if mirror is not None:
+        _say(as_json, f"kept: {mirror.storage.where}", {"kept": mirror.storage.where})
     _say(as_json, f"trained: {folder} (policy bundle: {folder / 'bundle'})", {"run": str(folder)})
 
 
@@ -173,6 +193,7 @@ def evaluate(
     show_default=True,
     help="Problems with an exact optimum (dag): seconds to look for each episode's. 0 leaves it out.",
 )
+@STORAGE
 @OVERRIDE
 @JSON
 def compare(
@@ -185,6 +206,7 @@ def compare(
     num_envs: int,
     out: Path,
     solver_s: float,
+    storage: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -206,8 +228,10 @@ def compare(
         _say(as_json, remark, {"remark": remark})
     from trainers.figures import comparison_bars, read_curves, save
     from trainers.page import write_page
+    from trainers.storage import local_copy
 
-    runs = {label: [Path(s) for s in of if (Path(s) / "metrics.jsonl").exists()] for label, of in sources.items()}
+    places = {label: [local_copy(source) for source in of] for label, of in sources.items()}
+    runs = {label: [folder for folder in of if (folder / "metrics.jsonl").exists()] for label, of in places.items()}
     runs = {label: folders for label, folders in runs.items() if folders}
     comparison.write(out)
     curves = read_curves(runs) if runs else None
@@ -224,6 +248,7 @@ def compare(
             save(figure, out / name)
     command = shlex.join(["edgeflock", *sys.argv[1:]])
     page = write_page(out / "index.html", comparison, command=command, curves=curves, extras=extras)
+    keep_results(out, storage)
     _say(as_json, f"written: {page}, figures and evaluation.json beside it", {"page": str(page)})
 
 
@@ -233,27 +258,37 @@ def compare(
 @click.option("--onnx", is_flag=True, help="Add agent.onnx: one agent's step for devices without torch (extra `onnx`).")
 @SCENARIO
 @ENV
+@STORAGE
 @OVERRIDE
 @JSON
 def export(
-    policy: str, out: Path, onnx: bool, scenario: str | None, env: str | None, overrides: tuple[str, ...], as_json: bool
+    policy: str,
+    out: Path,
+    onnx: bool,
+    scenario: str | None,
+    env: str | None,
+    storage: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Write POLICY (a run folder, a bundle or a heuristic) as a bundle, which `edgeflock serve` takes.
+    """Write POLICY (a run folder or bundle, or its URI, or a heuristic) as a bundle, which `edgeflock serve` takes.
 
     \b
     edgeflock export runs/idmac-vehicular-v50-e6-seed1 --out bundles/idmac
     edgeflock export greedy --scenario vehicular/v50-e6 --out bundles/greedy
     """
     from trainers.export import export_bundle, export_heuristic
+    from trainers.storage import is_uri, local_copy
 
     if scenario or env:
         if onnx:
             raise InputError(f"--onnx: {policy!r} is a heuristic: expected a policy with a network")
         export_heuristic(policy, _scenario(scenario, env, None, overrides), out)
-    elif overrides or not Path(policy).exists():
+    elif overrides or not (is_uri(policy) or Path(policy).expanduser().exists()):
         raise InputError(f"{policy!r} is no run folder or bundle; a heuristic needs a --scenario")
     else:
-        export_bundle(Path(policy), out, onnx)
+        export_bundle(local_copy(policy), out, onnx)
+    keep_results(out, storage)
     _say(as_json, f"written: {out}", {"bundle": str(out)})
 
 
@@ -298,7 +333,7 @@ def parse_policies(text: str) -> dict[str, list[str]]:
     sources: dict[str, list[str]] = {}
     for part in text.split(","):
         label, equals, where = part.strip().partition("=")
-        found = sorted(glob(where)) if any(c in where for c in "*?[") else [where if equals else label]
+        found = sorted(glob(expanduser(where))) if any(c in where for c in "*?[") else [where if equals else label]
         if not label or not all(found) or label in sources:
             raise InputError(f"--policies {text!r}: expected HEURISTIC or LABEL=RUN, each label once, got {part.strip()!r}")
         if not found:
@@ -312,11 +347,13 @@ def make_policy(source: str, scenario: Scenario) -> Policy:
     known = heuristics(scenario.problem)
     if source in known:
         return known[source](make_simulator(scenario, 1).spec)
-    if not Path(source).exists():
-        raise InputError(f"{source!r} is neither a run folder or bundle nor a heuristic ({', '.join(known)})")
     from trainers.learned_policy import load_policy
+    from trainers.storage import local_copy
 
-    return load_policy(Path(source))
+    folder = local_copy(source)
+    if not folder.exists():
+        raise InputError(f"{source!r} is neither a run folder or bundle nor a heuristic ({', '.join(known)})")
+    return load_policy(folder)
 
 
 def _play(
@@ -358,6 +395,20 @@ def _print_comparison(results: dict[str, list[Any]], as_json: bool) -> Any:
         if len(results) > 1:
             console.print(comparison.headline)
     return comparison
+
+
+def _mirror(run: Path, storage: str, wait_s: float, resume: bool) -> Mirror:
+    """The run folder's copy in storage, from which a run that is to be resumed is brought here first."""
+    from trainers.storage import Mirror, Storage
+
+    mirror = Mirror(run, Storage(storage) / run.absolute().name, wait_s)
+    if resume:
+        mirror.fetch()
+    return mirror
+
+
+def _with_storage(storage: str | None) -> list[str]:
+    return [] if storage is None else ["--storage", storage]
 
 
 # -- options and output --------------------------------------------------------------------------------------------------
@@ -459,10 +510,11 @@ def _training_progress(total: int, as_json: bool) -> Iterator[_TrainingReport]:
 
 def main() -> None:
     """Entry point: bad input ends with one line on stderr and exit code 2, any other failure with 1."""
-    from serve.cli import serve_command, update_command  # the server is built on the trainers, and the command line on both
+    from cluster.cli import jobs, submit  # the command line is built on everything else
+    from serve.cli import serve_command, update_command
 
-    cli.add_command(serve_command)
-    cli.add_command(update_command)
+    for command in (serve_command, update_command, submit, jobs):
+        cli.add_command(command)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
@@ -470,6 +522,9 @@ def main() -> None:
     except InputError as error:
         click.echo(f"edgeflock: {error}", err=True)
         raise SystemExit(2) from None
+    except Failure as error:
+        click.echo(f"edgeflock: {error}", err=True)
+        raise SystemExit(1) from None
     except click.ClickException as error:
         error.show()
         raise SystemExit(2) from None

@@ -51,7 +51,11 @@ class RunConfig(BaseModel):
 
     def save(self, path: Path) -> None:
         """Writes YAML that `load` reads back."""
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        path.write_text(self.text())
+
+    def text(self) -> str:
+        """The YAML of `save`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @staticmethod
     def load(path: Path) -> RunConfig:

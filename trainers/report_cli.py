@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from envs.team import episode_seeds
+from trainers.storage_cli import STORAGE, keep_results
 
 REPORT_SEED = 20_270_000
 """Run seed of the episodes that are played: those of `edgeflock compare`."""
@@ -20,25 +21,27 @@ console = Console()
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for page, figures and marl_eval.json.")
 @click.option("--episodes", type=click.IntRange(1), default=64, show_default=True, help="Of every policy, in every scenario.")
 @click.option("--seed", type=click.IntRange(0), default=REPORT_SEED, show_default=True, help="Which episodes are played.")
 @click.option("--claims", help="A paper's claims: a file, or a name in trainers/claims. Default: the sweep's, if RUNS is one.")
 @click.option("--heuristics", help="Comma-separated, or `none`. Default: the sweep's, else all of the problem's.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Evaluate with scenario.KEY=VALUE. Repeatable.")
+@STORAGE
 @click.option("--json", "as_json", is_flag=True, help="Print machine-readable lines instead of a bar.")
 def report(
-    runs: tuple[Path, ...],
+    runs: tuple[str, ...],
     out: Path,
     episodes: int,
     seed: int,
     claims: str | None,
     heuristics: str | None,
     overrides: tuple[str, ...],
+    storage: str | None,
     as_json: bool,
 ) -> None:
-    """Turn run folders and sweeps into one HTML page with figures, tables, statistics and the paper's claims beside them.
+    """Turn run folders and sweeps (or their URIs) into one HTML page: figures, tables, statistics, and a paper's claims.
 
     \b
     edgeflock report runs/vehicular-comparison --out reports/vehicular
@@ -47,8 +50,10 @@ def report(
     from trainers.report import MARL_EVAL, play, read_hints, read_runs, write_marl_eval
     from trainers.report_claims import find_claims
     from trainers.report_page import write_report
+    from trainers.storage import local_copy
 
-    hints = read_hints(runs)
+    folders = [local_copy(run) for run in runs]
+    hints = read_hints(folders)
     if overrides:
         parts = [assignment.partition("=") for assignment in overrides]
         given = {key: yaml.safe_load(value) for key, _, value in parts}
@@ -63,7 +68,7 @@ def report(
         skipped.append(line)
         click.echo(f"edgeflock: {line}", err=True)
 
-    finished = read_runs(runs, warn)
+    finished = read_runs(folders, warn)
     with console.status("playing") as status:
 
         def progress(done: int, total: int, what: str) -> None:
@@ -76,6 +81,7 @@ def report(
     command = shlex.join(["edgeflock", *sys.argv[1:]])
     page = write_report(out, groups, paper, skipped, command, hints.evaluation)
     write_marl_eval(groups, out / MARL_EVAL)
+    keep_results(out, storage)
     if as_json:
         click.echo(json.dumps({"page": str(page), "runs": len(finished), "skipped": len(skipped)}))
     else:

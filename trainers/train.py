@@ -28,8 +28,9 @@ from trainers.config import RunConfig, TrainingConfig
 from trainers.evaluate import evaluate
 from trainers.figures import read_metrics
 from trainers.learned_policy import build_module, export_policy, load_policy
+from trainers.storage import CHECKPOINTS, CONFIG, Mirror
 
-CONFIG, METRICS, CHECKPOINTS, BUNDLE = "config.yaml", "metrics.jsonl", "checkpoints", "bundle"
+METRICS, BUNDLE = "metrics.jsonl", "bundle"
 KEPT_CHECKPOINTS = 2
 
 
@@ -43,15 +44,17 @@ class Interrupted(Exception):
     """The user stopped the training; everything up to now is in the checkpoint."""
 
 
-def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = False) -> Path:
+def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = False, mirror: Mirror | None = None) -> Path:
     """Trains until the budget of environment steps is used, then evaluates and exports the policy.
 
     Args:
         folder: The run folder; made here, or continued from its last checkpoint with `resume`.
+        mirror: Keeps a copy of the run folder in storage.
 
     Raises:
-        InputError: The scenario cannot be simulated or does not have what network or algorithm ask for, or `folder` is taken
-            (or, to resume, has no checkpoint). Nothing has been created or changed then.
+        InputError: The scenario cannot be simulated or does not have what network or algorithm ask for, `folder` is taken
+            (or, to resume, has no checkpoint), or the storage is unusable. Nothing has been created or changed then.
+        Failure: The storage could not be written at the end.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
     """
     simulator = make_simulator(config.scenario, 1)
@@ -62,6 +65,8 @@ def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = Fals
     checkpoint = latest_checkpoint(folder) if resume else None
     if not resume and folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: exists already: choose another --run, or --resume it")
+    if mirror is not None:
+        mirror.begin(resume)
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / CONFIG)
     if config.training.threads:
@@ -73,11 +78,13 @@ def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = Fals
             algorithm.load_checkpoint(str(checkpoint))
             forget_after(folder, algorithm.env_steps)
         with interruptible() as interrupted:
-            loop(config, folder, algorithm, report, interrupted)
+            loop(config, folder, algorithm, report, interrupted, mirror)
         finish(config, folder, spec, algorithm)
     finally:
         algorithm.stop()
         shutil.rmtree(algorithm.logdir, ignore_errors=True)  # RLlib makes an empty one of its own outside the run folder
+    if mirror is not None:
+        mirror.finish()
     return folder
 
 
@@ -97,7 +104,14 @@ def build_algorithm(config: RunConfig, spec: TeamSpec) -> TeamAlgorithm:
     return rllib.build_algo()
 
 
-def loop(config: RunConfig, folder: Path, algorithm: TeamAlgorithm, report: Reporter, interrupted: list[bool]) -> None:
+def loop(
+    config: RunConfig,
+    folder: Path,
+    algorithm: TeamAlgorithm,
+    report: Reporter,
+    interrupted: list[bool],
+    mirror: Mirror | None = None,
+) -> None:
     """Iterates until the budget is used; writes metrics, events and checkpoints."""
     training = config.training
     started, steps_before = time.monotonic(), algorithm.env_steps
@@ -113,6 +127,8 @@ def loop(config: RunConfig, folder: Path, algorithm: TeamAlgorithm, report: Repo
             done = used_up(training, algorithm)
             if done or interrupted or algorithm.training_iteration % training.checkpoint_interval == 0:
                 save_checkpoint(folder, algorithm)
+                if mirror is not None:
+                    mirror.update()
             report({**record, "env_steps_per_s": (algorithm.env_steps - steps_before) / elapsed})
             if interrupted and not done:
                 raise Interrupted

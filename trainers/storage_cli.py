@@ -1,0 +1,34 @@
+"""What commands share that read run folders from storage, or keep there what they write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+STORAGE = click.option(
+    "--storage",
+    envvar="EDGEFLOCK_STORAGE",
+    metavar="PATH|URI",
+    help="Keep a copy of what is written in a folder of this name there, e.g. s3://BUCKET/FOLDER or a path that nodes share.",
+)
+STORAGE_WAIT = click.option(
+    "--storage-wait",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    help="Seconds that the end waits for a storage that cannot be written.",
+)
+
+
+def keep_results(folder: Path, storage: str | None) -> None:
+    """Copies the folder into the storage, if there is one.
+
+    Raises:
+        InputError: There is no such storage.
+        Failure: It could not be written for five minutes.
+    """
+    if storage is not None:
+        from trainers.storage import Storage, keep
+
+        keep(folder, Storage(storage))
