@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from ray.job_submission import JobSubmissionClient
 
 from envs.errors import Failure, InputError
 from serve.config import read_token
+
+for notices in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):  # uploads and closed connections
+    logging.getLogger(notices).setLevel(logging.ERROR)
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 REQUEST_S = 60.0

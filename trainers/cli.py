@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 COMPARISON_SEED = 20_270_000
 """Run seed of the episodes that `evaluate` and `compare` play; training-time evaluation uses others."""
+
+LOG_S = 10.0
+"""Seconds between two lines of progress in a file or in a job's log."""
 
 OVERRIDE = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. --set algorithm.lr=5e-4. Repeatable."
@@ -465,12 +469,14 @@ def _bar(what: str, total: float, as_json: bool) -> Iterator[Any]:
 
 
 class _TrainingReport:
-    """Shows iterations on a bar, or prints them as JSON lines."""
+    """Shows iterations on a bar, on a line now and then where there is no terminal, or as JSON lines."""
 
     def __init__(self, total: int, as_json: bool) -> None:
         self._total = total
+        self._as_json = as_json
         self._progress: Progress | None = None
-        if not as_json:
+        self._printed = time.monotonic()
+        if not as_json and console.is_terminal:
             words = TextColumn("{task.fields[words]}")
             self._progress = Progress(TextColumn("training"), BarColumn(), words, TimeRemainingColumn(), console=console)
             self._task = self._progress.add_task("training", total=total, words="starting")
@@ -478,7 +484,7 @@ class _TrainingReport:
         self._evaluation = ""
 
     def __call__(self, record: dict[str, Any]) -> None:
-        if self._progress is None:
+        if self._as_json:
             click.echo(json.dumps(record))
             return
         if "evaluation_return_mean" in record:
@@ -487,7 +493,11 @@ class _TrainingReport:
             f"{record['env_steps']:,}/{self._total:,} steps · {record['env_steps_per_s']:,.0f}/s · "
             f"return {record.get('return_mean', float('nan')):.3f}{self._evaluation}"
         )
-        self._progress.update(self._task, completed=record["env_steps"], words=words)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=record["env_steps"], words=words)
+        elif time.monotonic() - self._printed >= LOG_S or record["env_steps"] >= self._total:
+            self._printed = time.monotonic()
+            click.echo(words)
 
     def close(self, erase: bool = False) -> None:
         if self._progress is not None:

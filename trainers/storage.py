@@ -29,8 +29,6 @@ WAIT_S = 300.0
 UNWRITTEN = ".tmp"
 """End of the names of what is not whole yet, in run folders and in storage."""
 
-Warn = Callable[[str], None]
-
 
 def to_stderr(line: str) -> None:
     """Warns on a line of its own."""
@@ -47,6 +45,7 @@ class Storage:
 
     Attributes:
         where: How users name it.
+        files, root: The file system, and the path of the storage in it.
 
     Raises:
         InputError: No file system is known for it.
@@ -56,13 +55,13 @@ class Storage:
         self.where = where.rstrip("/")
         try:
             local = where if is_uri(where) else str(Path(where).expanduser().absolute())
-            self._files, root = fs.FileSystem.from_uri(local)
+            self.files, self.root = fs.FileSystem.from_uri(local)
         except (OSError, ValueError, ArrowException) as error:
-            raise InputError(f"storage {where}: expected a path, or a URI like s3://BUCKET/FOLDER: {_line(error)}") from None
-        self._root = PurePosixPath(root)
+            raise InputError(f"storage {where}: expected a path, or a URI like s3://BUCKET/FOLDER: {one_line(error)}") from None
 
     def __truediv__(self, name: str) -> Storage:
-        return Storage(f"{self.where}/{name}")
+        place, mark, options = self.where.partition("?")  # s3://BUCKET/FOLDER?region=…
+        return Storage(f"{place}/{name}{mark}{options}")
 
     def check(self) -> None:
         """Writes a small file and removes it.
@@ -73,20 +72,20 @@ class Storage:
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             self.write(probe, b"edgeflock")
-            self._files.delete_file(self._path(probe))
+            self.files.delete_file(self._path(probe))
         except (OSError, ArrowException) as error:
-            raise InputError(f"storage {self.where}: cannot be written: {_line(error)}") from None
+            raise InputError(f"storage {self.where}: cannot be written: {one_line(error)}") from None
 
     def list(self, folder: str = "") -> dict[str, int]:
         """Files below a folder, relative to the storage, with their sizes in bytes; of unwritten ones nothing."""
         chosen = fs.FileSelector(self._path(folder), recursive=True, allow_not_found=True)
-        found = [info for info in self._files.get_file_info(chosen) if info.type == fs.FileType.File]
-        names = {str(PurePosixPath(info.path).relative_to(self._root)): info.size for info in found}
+        found = [info for info in self.files.get_file_info(chosen) if info.type == fs.FileType.File]
+        names = {str(PurePosixPath(info.path).relative_to(self.root)): info.size for info in found}
         return {name: size for name, size in names.items() if not name.endswith(UNWRITTEN) and "/.probe-" not in f"/{name}"}
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
-        return self._files.get_file_info(self._path(name)).type == fs.FileType.File
+        return self.files.get_file_info(self._path(name)).type == fs.FileType.File
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file that readers see whole or not at all."""
@@ -110,7 +109,7 @@ class Storage:
         """Copies a file here."""
         target.parent.mkdir(parents=True, exist_ok=True)
         unwritten = target.with_name(target.name + UNWRITTEN)
-        with self._files.open_input_stream(self._path(name)) as stream, unwritten.open("wb") as copy:
+        with self.files.open_input_stream(self._path(name)) as stream, unwritten.open("wb") as copy:
             while block := stream.read(2**22):
                 copy.write(block)
         unwritten.replace(target)
@@ -118,30 +117,40 @@ class Storage:
     def unpack(self, name: str, target: Path) -> None:
         """Makes the folder `target` from a tar file that `upload` wrote of a folder of this name."""
         with tempfile.TemporaryDirectory(dir=target.parent, suffix=UNWRITTEN) as folder:
-            with self._files.open_input_stream(self._path(name)) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            with self.files.open_input_stream(self._path(name)) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
                 tar.extractall(folder, filter="data")
             (Path(folder) / target.name).replace(target)
 
     def delete(self, name: str) -> None:
         """Removes a file."""
-        self._files.delete_file(self._path(name))
+        self.files.delete_file(self._path(name))
+
+    def delete_folder(self, name: str) -> None:
+        """Removes a folder, if it is there."""
+        if self.files.get_file_info(self._path(name)).type == fs.FileType.Directory:
+            self.files.delete_dir(self._path(name))
 
     def _put(self, name: str, put: Callable[[Any], Any]) -> None:
         path = self._path(name)
-        self._files.create_dir(str(PurePosixPath(path).parent), recursive=True)
-        with self._files.open_output_stream(path + UNWRITTEN) as stream:
+        self.files.create_dir(str(PurePosixPath(path).parent), recursive=True)
+        with self.files.open_output_stream(path + UNWRITTEN) as stream:
             put(stream)
-        self._files.move(path + UNWRITTEN, path)
+        self.files.move(path + UNWRITTEN, path)
 
     def _path(self, name: str) -> str:
-        return str(self._root / name)
+        return str(PurePosixPath(self.root) / name)
 
 
 class Mirror:
     """Keeps the copy of a run folder in storage up to date."""
 
-    def __init__(self, folder: Path, storage: Storage, wait_s: float = WAIT_S, warn: Warn = to_stderr) -> None:
-        self._folder, self.storage, self._wait_s, self._warn = folder, storage, wait_s, warn
+    def __init__(self, folder: Path, storage: Storage, wait_s: float = WAIT_S, replace: bool = False) -> None:
+        """
+        Args:
+            wait_s: How long `finish` waits for a storage that cannot be written.
+            replace: What the storage has of this name may be overwritten.
+        """
+        self._folder, self.storage, self._wait_s, self._replace = folder, storage, wait_s, replace
         self._copied: dict[str, tuple[int, int]] = {}
 
     def begin(self, resume: bool) -> None:
@@ -151,7 +160,7 @@ class Mirror:
             InputError: It cannot be written, or has another run under this name.
         """
         self.storage.check()
-        if not resume and self.storage.exists(CONFIG):
+        if not (resume or self._replace) and self.storage.exists(CONFIG):
             raise InputError(f"{self.storage.where}: exists already: choose another --run, or --resume it")
 
     def update(self) -> None:
@@ -159,7 +168,7 @@ class Mirror:
         try:
             self._copy()
         except (OSError, ArrowException) as error:
-            self._warn(f"storage {self.storage.where}: not written, will be tried again: {_line(error)}")
+            to_stderr(f"storage {self.storage.where}: not written, will be tried again: {one_line(error)}")
 
     def finish(self) -> None:
         """Copies what has changed, and waits for the storage if it must.
@@ -179,16 +188,16 @@ class Mirror:
             stored = self.storage.list()
             if CONFIG not in stored:
                 return
-            newest = max((name for name in stored if _is_checkpoint(name)), default=None)
+            newest = max((name for name in stored if is_checkpoint(name)), default=None)
             local = max((path.name for path in (self._folder / CHECKPOINTS).glob("*") if path.suffix != UNWRITTEN), default="")
             if (self._folder / CONFIG).exists() and (newest is None or PurePosixPath(newest).stem <= local):
                 return
-            fetch_files(self.storage, (name for name in stored if not _is_checkpoint(name)), self._folder)
+            fetch_files(self.storage, (name for name in stored if not is_checkpoint(name)), self._folder)
             if newest is not None:
                 (self._folder / CHECKPOINTS).mkdir(exist_ok=True)
                 self.storage.unpack(newest, self._folder / CHECKPOINTS / PurePosixPath(newest).stem)
         except (OSError, ArrowException) as error:
-            raise InputError(f"storage {self.storage.where}: cannot be read: {_line(error)}") from None
+            raise InputError(f"storage {self.storage.where}: cannot be read: {one_line(error)}") from None
 
     def _copy(self) -> None:
         here = self._here()
@@ -211,7 +220,8 @@ class Mirror:
         return {**files, **{f"{CHECKPOINTS}/{path.name}.tar": path for path in folders}}
 
 
-def _is_checkpoint(name: str) -> bool:
+def is_checkpoint(name: str) -> bool:
+    """Whether a file in storage is one."""
     return name.split("/")[-2:-1] == [CHECKPOINTS]
 
 
@@ -227,7 +237,7 @@ def retrying(action: Callable[[], None], what: str, otherwise: str, wait_s: floa
             return action()
         except (OSError, ArrowException) as error:
             if time.monotonic() + pause > ends:
-                raise Failure(f"{what} within {wait_s:g} s: {otherwise}: {_line(error)}") from None
+                raise Failure(f"{what} within {wait_s:g} s: {otherwise}: {one_line(error)}") from None
         time.sleep(pause)
         pause = min(2 * pause, 30.0)
 
@@ -259,12 +269,12 @@ def local_copy(where: str) -> Path:
 @cache
 def _download(where: str) -> Path:
     storage = Storage(where)
-    folder = Path(_copies().name) / uuid.uuid4().hex / PurePosixPath(where).name
+    folder = Path(_copies().name) / uuid.uuid4().hex / PurePosixPath(where.partition("?")[0]).name
     try:
-        names = [name for name in storage.list() if not _is_checkpoint(name)]
+        names = [name for name in storage.list() if not is_checkpoint(name)]
         fetch_files(storage, names, folder)
     except (OSError, ArrowException) as error:
-        raise InputError(f"{where}: cannot be read: {_line(error)}") from None
+        raise InputError(f"{where}: cannot be read: {one_line(error)}") from None
     if not names:
         raise InputError(f"{where}: nothing is there")
     return folder
@@ -275,5 +285,6 @@ def _copies() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="edgeflock-")
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The first line of what it says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

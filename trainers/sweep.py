@@ -2,7 +2,8 @@
 
 What has become of the trials stands in `trials.json` and in their run folders, not in Tune's own state: so a sweep whose driver
 was killed resumes from folders that anyone can read. Finished trials are kept, unfinished ones go on from their checkpoint, and
-missing ones are started. On a cluster the output folder must be on a file system that all nodes share.
+missing ones are started. On a cluster the output folder must be on a file system that all nodes share, or there is a storage:
+then trials work where they are, keep their run folders there, and the driver fetches what they have finished.
 """
 
 from __future__ import annotations
@@ -27,12 +28,10 @@ from trainers.bundle import MANIFEST
 from trainers.comparison import write_whole
 from trainers.config import RunConfig, TrainingConfig
 from trainers.figures import read_metrics
+from trainers.storage import WAIT_S, Storage
 from trainers.sweep_config import Asha, Draw, Pbt, SweepConfig, Trial, load_sweep, make_trials
+from trainers.sweep_storage import SWEEP, TRIALS, TUNE, SweepKeeper
 from trainers.train import BUNDLE, CHECKPOINTS, CONFIG, METRICS, train
-
-SWEEP, TRIALS = "sweep.yaml", "trials.json"
-TUNE = ".tune"
-"""Folder of Tune's own records, which nothing reads after the sweep."""
 
 MEMBER = "member"
 """File of a population's checkpoint: whose it is."""
@@ -72,36 +71,52 @@ class SweepReporter(Protocol):
 
 
 def run_sweep(
-    sweep: SweepConfig, out: Path, report: SweepReporter, resume: bool = False, track: str | None = None
+    sweep: SweepConfig,
+    out: Path,
+    report: SweepReporter,
+    resume: bool = False,
+    track: str | None = None,
+    storage: Storage | None = None,
+    storage_wait_s: float = WAIT_S,
 ) -> list[Standing]:
     """Runs all trials that are not finished yet.
 
     Args:
         out: The sweep's folder; made here, or continued with `resume`.
         track: One of `TRACKERS`, beside TensorBoard.
+        storage: The sweep's folder there, which all nodes reach.
+        storage_wait_s: How long the end of a trial waits for a storage that cannot be written.
 
     Returns:
         How every trial ended. One that is neither finished, stopped nor failed was interrupted.
 
     Raises:
-        InputError: The sweep, `out` or the machine does not allow it. Nothing has been created or changed then.
+        InputError: The sweep, `out`, the storage or the machine does not allow it. Nothing has been created or changed then.
+        Failure: The storage could not be written at the end.
     """
     trials = make_trials(sweep)
     callbacks = _tracker(track, sweep.name)
+    keeper = None if storage is None else SweepKeeper(out, storage, storage_wait_s)
+    if keeper is not None:
+        keeper.begin(resume)
     initialise_ray((os.cpu_count() or 1) - 1)
     _check_resources(sweep, trials)
     standings = _resumed(sweep, trials, out) if resume else _begun(sweep, trials, out)
     unfinished = [standing.trial for standing in standings.values() if standing.state == "waiting"]
     _write_trials(out, standings.values())
+    if keeper is not None:
+        keeper.update()
     if unfinished:
         groups = {trial.name: trial.group for trial in trials}
-        board = _Board(sweep, out, standings, report)
-        _fit(sweep, out, unfinished, _scheduler(sweep, groups, out), [board, *callbacks])
+        board = _Board(sweep, out, standings, report, keeper)
+        _fit(sweep, out, unfinished, _scheduler(sweep, groups, out), [board, *callbacks], keeper)
     shutil.rmtree(out / TUNE, ignore_errors=True)
     for standing in standings.values():
         standing.state = "waiting" if standing.state == "running" else standing.state
         standing.trial = _as_changed(standing.trial, out)
     _write_trials(out, standings.values())
+    if keeper is not None:
+        keeper.finish()
     return list(standings.values())
 
 
@@ -124,18 +139,21 @@ def used_share(training: TrainingConfig, record: Mapping[str, Any]) -> float:
 # -- the trials ----------------------------------------------------------------------------------------------------------
 
 
-def run_trial(config: dict[str, Any], trials: dict[str, Trial], out: Path, metric: str, population: bool) -> None:
+def run_trial(
+    config: dict[str, Any], trials: dict[str, Trial], out: Path, metric: str, population: bool, keeper: SweepKeeper | None
+) -> None:
     """Tune's trainable: trains one trial in its run folder, from the last checkpoint if there is one."""
     planned = trials[tune.get_context().get_trial_name()]  # config["name"] is another's where a population copied it
     trial = planned.with_settings(config["trial"]["settings"])
     folder = out / trial.name
+    mirror = None if keeper is None else keeper.begin_trial(trial.name)
     if population:
         _adopt_checkpoint(folder)
     resume = any(path.suffix != ".tmp" for path in (folder / CHECKPOINTS).glob("*"))
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that ended before its first checkpoint
     run = trial.run_config()
-    train(run, folder, _TuneReport(run, folder, metric, population), resume)
+    train(run, folder, _TuneReport(run, folder, metric, population), resume, mirror)
 
 
 class _TuneReport:
@@ -181,7 +199,14 @@ def _adopt_checkpoint(folder: Path) -> None:
 # -- Tune ----------------------------------------------------------------------------------------------------------------
 
 
-def _fit(sweep: SweepConfig, out: Path, trials: list[Trial], scheduler: TrialScheduler, callbacks: list[Any]) -> None:
+def _fit(
+    sweep: SweepConfig,
+    out: Path,
+    trials: list[Trial],
+    scheduler: TrialScheduler,
+    callbacks: list[Any],
+    keeper: SweepKeeper | None,
+) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the run folders have logs and TensorBoard events
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # which ignores verbose=0
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in scenarios are relative to where the user is
@@ -193,6 +218,7 @@ def _fit(sweep: SweepConfig, out: Path, trials: list[Trial], scheduler: TrialSch
         out=out.absolute(),
         metric=sweep.metric,
         population=population,
+        keeper=keeper,
     )
     needs = {_bundles(sweep, trial.run_config().training) for trial in trials}
     largest = max(needs, key=lambda bundles: sum(sum(amounts) for amounts in bundles))
@@ -209,7 +235,8 @@ def _fit(sweep: SweepConfig, out: Path, trials: list[Trial], scheduler: TrialSch
         ),
         run_config=tune.RunConfig(
             name=TUNE,
-            storage_path=str(out.absolute()),
+            storage_path=str(out.absolute()) if keeper is None else keeper.storage.root,
+            storage_filesystem=None if keeper is None else keeper.storage.files,
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),  # a population copies them a little later
             callbacks=callbacks,
@@ -306,7 +333,7 @@ def _within(config: dict[str, Any], draws: dict[str, Draw]) -> dict[str, Any]:
 def _bundles(sweep: SweepConfig, training: TrainingConfig) -> tuple[tuple[float, float], ...]:
     """(CPUs, GPUs) of a trial's process, and of each of its remote runners and learners."""
     own = (sweep.resources.cpus, sweep.resources.gpus)
-    return (own, *[(1.0, 0.0)] * training.runners, *[(1.0, training.learner_gpus)] * training.learners)
+    return (own, *[(1.0, training.runner_gpus)] * training.runners, *[(1.0, training.learner_gpus)] * training.learners)
 
 
 def _check_resources(sweep: SweepConfig, trials: list[Trial]) -> None:
@@ -342,8 +369,11 @@ def _tracker(track: str | None, project: str) -> list[Any]:
 class _Board(tune.Callback):
     """Keeps the standings by what Tune tells, and passes the events on."""
 
-    def __init__(self, sweep: SweepConfig, out: Path, standings: dict[str, Standing], report: SweepReporter) -> None:
+    def __init__(
+        self, sweep: SweepConfig, out: Path, standings: dict[str, Standing], report: SweepReporter, keeper: SweepKeeper | None
+    ) -> None:
         self._metric, self._out, self._standings, self._report = sweep.metric, out, standings, report
+        self._keeper = keeper
 
     def __reduce__(self) -> Any:
         # Tune stores its callbacks for a `Tuner.restore` that is not used here, and bars on screens cannot be stored.
@@ -359,6 +389,8 @@ class _Board(tune.Callback):
         self._tell("result", trial, "running")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self._keeper is not None and not is_finished(self._out / str(trial)):
+            self._keeper.fetch(str(trial))
         state: State = "finished" if is_finished(self._out / str(trial)) else "stopped"
         self._tell(state, trial, state)
 
@@ -373,6 +405,8 @@ class _Board(tune.Callback):
         standing.state = state
         if event != "result":
             _write_trials(self._out, self._standings.values())
+            if self._keeper is not None:
+                self._keeper.update()
         self._report(event, standing, self._standings)
 
 

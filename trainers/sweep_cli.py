@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainers.storage_cli import STORAGE, STORAGE_WAIT
+
 if TYPE_CHECKING:
     from trainers.sweep import Standing, State
     from trainers.sweep_config import SweepConfig
@@ -29,9 +31,21 @@ console = Console()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run folders. Default: runs/NAME.")
 @click.option("--resume", is_flag=True, help="Finish a sweep that was interrupted.")
 @click.option("--track", metavar="NAME", help="Log to wandb or mlflow too, where that package is installed.")
+@STORAGE
+@STORAGE_WAIT
 @click.option("--dry-run", is_flag=True, help="Print the trials and what they cost, and start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print machine-readable lines instead of tables and bars.")
-def sweep(file: str, quick: bool, out: Path | None, resume: bool, track: str | None, dry_run: bool, as_json: bool) -> None:
+def sweep(
+    file: str,
+    quick: bool,
+    out: Path | None,
+    resume: bool,
+    track: str | None,
+    storage: str | None,
+    storage_wait: float,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Train every combination of a sweep file, or of a ready sweep (trainers/sweeps), on Ray Tune.
 
     \b
@@ -51,18 +65,21 @@ def sweep(file: str, quick: bool, out: Path | None, resume: bool, track: str | N
         return
     import ray
 
+    from trainers.storage import Storage
     from trainers.sweep import run_sweep
 
+    place = None if storage is None else Storage(storage) / out.absolute().name
     with _shown(config, as_json) as report:
-        standings = run_sweep(config, out, report, resume, track)
+        standings = run_sweep(config, out, report, resume, track, place, storage_wait)
         ray.shutdown()  # what it prints last is not for stdout either
     _summarise(config, standings, as_json)
     states = Counter(standing.state for standing in standings)
     if states["waiting"]:
-        again = shlex.join(["edgeflock", "sweep", file, *["--quick"] * quick, "--out", str(out), "--resume"])
+        kept = [] if storage is None else ["--storage", storage]
+        again = shlex.join(["edgeflock", "sweep", file, *["--quick"] * quick, "--out", str(out), "--resume", *kept])
         _say(as_json, f"interrupted; to go on: {again}", {"interrupted": str(out), "resume": again})
         raise SystemExit(130)
-    hint = f"edgeflock report {out} --out {out}/report"
+    hint = f"edgeflock report {place.where if place else out} --out {out}/report"
     _say(as_json, f"{_counts(states)}; report: {hint}", {"sweep": str(out), "states": dict(states)})
     if states["failed"]:
         raise SystemExit(1)
@@ -77,6 +94,9 @@ def _shown(config: SweepConfig, as_json: bool) -> Iterator[Any]:
             yield lambda event, of, standings: click.echo(json.dumps(_event(event, of)), file=lines)
         return
     words = TextColumn("{task.fields[words]}")
+    if not console.is_terminal:  # a file, or a job's log
+        yield lambda event, of, standings: event == "result" or click.echo(f"{of.trial.name}: {event}")
+        return
     progress = Progress(TextColumn(config.name), BarColumn(), words, TimeRemainingColumn(), console=console)
     task = progress.add_task(config.name, total=1.0, words="starting")
 
