@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from envs.errors import InputError
 from envs.registry import Scenario, make_scenario, parse, scenario_from_dict
 from models.team_network import NetworkConfig
 from trainers.algorithms import find_algorithm
 from trainers.algorithms.policy_gradient import PolicyModule
+from trainers.algorithms.replay_algorithm import ReplayAlgorithm
 from trainers.algorithms.team_algorithm import Settings
 
 PRESETS = Path(__file__).parent / "presets"
@@ -30,11 +31,26 @@ class TrainingConfig(BaseModel):
     runners: int = Field(0, ge=0, description="remote sampling processes; 0 samples in the trainer's own process")
     learners: int = Field(0, ge=0, description="remote learner processes; 0 learns in the trainer's own process")
     learner_gpus: float = Field(0, ge=0, description="GPUs of each learner")
+    runner_gpus: float = Field(0, ge=0, description="GPUs of each remote sampling process")
+    asynchronous: bool = Field(
+        False,
+        description="learn from whatever the runners have delivered, without waiting for the slowest (learners from replay)",
+    )
+    in_flight: int = Field(2, ge=1, description="requests for episodes that each runner has at a time, where asynchronous")
+    timeout_s: float = Field(300.0, gt=0, description="longest wait for a remote process before it is given up")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the runners simulate and act")
     threads: int = Field(1, ge=0, description="torch threads of the trainer's process; 0 leaves torch's default")
     evaluation_interval: int = Field(10, ge=1, description="iterations between evaluations on the fixed seeds")
     evaluation_episodes: int = Field(32, ge=1, description="episodes of each evaluation")
     checkpoint_interval: int = Field(25, ge=1, description="iterations between checkpoints")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainingConfig:
+        if self.asynchronous and not self.runners:
+            raise ValueError("asynchronous: expected runners >= 1, or nothing happens at the same time")
+        if self.device != "cpu" and self.runners and not self.runner_gpus:
+            raise ValueError(f"device = {self.device!r} with remote runners: expected runner_gpus > 0, or they see no GPU")
+        return self
 
 
 class RunConfig(BaseModel):
@@ -103,6 +119,9 @@ def _build(name: str, scenario: Scenario, values: dict[str, Any]) -> RunConfig:
     network = parse(NetworkConfig, values.get("network") or {}, "network")
     if network.diffusion is not None and not issubclass(family.module_class, PolicyModule):
         raise InputError(f"network.diffusion: expected null, as {name} has no stochastic policy")
+    training = parse(TrainingConfig, values.get("training") or {}, "training")
+    if training.asynchronous and not issubclass(family.algorithm_class, ReplayAlgorithm):
+        raise InputError(f"training.asynchronous: expected false, as {name} learns only from what its latest policy has played")
     return parse(
         RunConfig,
         {
@@ -111,7 +130,7 @@ def _build(name: str, scenario: Scenario, values: dict[str, Any]) -> RunConfig:
             "scenario": scenario,
             "algorithm": parse(family.settings_class, values.get("algorithm") or {}, f"algorithm {name}"),
             "network": network,
-            "training": parse(TrainingConfig, values.get("training") or {}, "training"),
+            "training": training,
         },
         "run",
     )

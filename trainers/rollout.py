@@ -151,11 +151,17 @@ class TeamEnvRunner(EnvRunner, Checkpointable):
         super().__init__(config=config, **kwargs)
         self._index: int = kwargs.get("worker_index") or 0
         self._scenario = self.config.env_config["scenario"]
-        self._device = torch.device(self.config.env_config.get("device", "cpu"))
+        self._device = self._place(self.config.env_config.get("device", "cpu"))
         self._weights_seq_no = 0
+        self._weights_version = 0
         self._steps_lifetime = 0
         self._simulator: TeamSimulator | None = None
         self.make_module()
+
+    def _place(self, device: str) -> torch.device:
+        """A local runner beside remote ones only evaluates, which it does without a GPU where its machine has none."""
+        beside_others = self._index == 0 and self.config.num_env_runners > 0
+        return torch.device("cpu" if beside_others and not torch.cuda.is_available() else device)
 
     def make_module(self) -> None:
         """The inference-only module, from the algorithm's own spec."""
@@ -170,7 +176,7 @@ class TeamEnvRunner(EnvRunner, Checkpointable):
         return self._simulator
 
     def sample(
-        self, *, env_steps: int = 0, explore: bool | None = None, seeds: Tensor | None = None, **kwargs: Any
+        self, *, env_steps: int = 0, explore: bool | None = None, seeds: Tensor | None = None, request: int = 0, **kwargs: Any
     ) -> tuple[JointEpisodes, dict[str, np.ndarray]]:
         """Plays `num_envs_per_env_runner` whole episodes.
 
@@ -178,12 +184,13 @@ class TeamEnvRunner(EnvRunner, Checkpointable):
             env_steps: Environment steps of the training so far.
             explore: Default: the configuration's.
             seeds: `[E]` episode seeds. Default: seeds that no other runner and no other moment of the training uses.
+            request: Tells apart requests that are made at the same moment.
 
         Returns:
             Joint rows (`models.team_module`), and the episodes' figures, `[E]` each.
         """
         explore = self.config.explore if explore is None else explore
-        stream = np.random.SeedSequence([self.config.seed or 0, self._index, env_steps])
+        stream = np.random.SeedSequence([self.config.seed or 0, self._index, env_steps, request])
         if seeds is None:
             seeds = episode_seeds(int(stream.generate_state(1, np.uint64)[0]), 0, self.simulator.num_envs)
         generator = torch.Generator(self._device).manual_seed(int(stream.generate_state(2, np.uint64)[1] >> np.uint64(1)))
@@ -245,6 +252,12 @@ class TeamEnvRunner(EnvRunner, Checkpointable):
             self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
         if sequence_number > 0:
             self._weights_seq_no = sequence_number
+
+    def take_weights(self, weights: ray.ObjectRef, version: int) -> None:
+        """Fetches the weights that a request came with, unless they are here; versions begin at 1."""
+        if version != self._weights_version:
+            self._set_weights(weights, 0)
+            self._weights_version = version
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), {"config": self.config}

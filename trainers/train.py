@@ -10,12 +10,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
+from ray.exceptions import RayError
 from torch.utils.tensorboard import SummaryWriter
 
 from envs.errors import InputError
@@ -28,6 +29,7 @@ from trainers.config import RunConfig, TrainingConfig
 from trainers.evaluate import evaluate
 from trainers.figures import read_metrics
 from trainers.learned_policy import build_module, export_policy, load_policy
+from trainers.remote import Lost, Needs, first_line, require_resources
 from trainers.storage import CHECKPOINTS, CONFIG, Mirror
 
 METRICS, BUNDLE = "metrics.jsonl", "bundle"
@@ -54,7 +56,8 @@ def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = Fals
     Raises:
         InputError: The scenario cannot be simulated or does not have what network or algorithm ask for, `folder` is taken
             (or, to resume, has no checkpoint), or the storage is unusable. Nothing has been created or changed then.
-        Failure: The storage could not be written at the end.
+        Failure: The storage could not be written at the end, or (`Lost`) no runner or not all learners are left: what was
+            reached is in the last checkpoint.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
     """
     simulator = make_simulator(config.scenario, 1)
@@ -65,20 +68,26 @@ def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = Fals
     checkpoint = latest_checkpoint(folder) if resume else None
     if not resume and folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: exists already: choose another --run, or --resume it")
+    require_gpus(config.training)
     if mirror is not None:
         mirror.begin(resume)
+    initialise_ray(config.training.runners + config.training.learners)
+    require_resources(needs(config.training), config.training.timeout_s)
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / CONFIG)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    initialise_ray(config.training.runners + config.training.learners)
     algorithm = build_algorithm(config, spec)
     try:
         if checkpoint is not None:
             algorithm.load_checkpoint(str(checkpoint))
             forget_after(folder, algorithm.env_steps)
         with interruptible() as interrupted:
-            loop(config, folder, algorithm, report, interrupted, mirror)
+            try:
+                loop(config, folder, algorithm, report, interrupted, mirror)
+            except (Lost, RayError) as error:
+                save_what_is_left(folder, algorithm, mirror)
+                raise lost(folder, error) from None
         finish(config, folder, spec, algorithm)
     finally:
         algorithm.stop()
@@ -88,6 +97,26 @@ def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = Fals
     return folder
 
 
+def require_gpus(training: TrainingConfig) -> None:
+    """Raises InputError where this process itself is to use a GPU and has none (Ray places the other processes)."""
+    here = {
+        "training.device": training.device != "cpu" and not training.runners,
+        "training.learner_gpus": training.learner_gpus > 0 and not training.learners,
+    }
+    for key, wanted in here.items():
+        if wanted and not torch.cuda.is_available():
+            remote = "runners and training.runner_gpus" if key == "training.device" else "learners"
+            raise InputError(f"{key}: this process sees no GPU: use the CPU, or remote processes with GPUs (training.{remote})")
+
+
+def needs(training: TrainingConfig) -> list[Needs]:
+    """The remote processes of a training."""
+    return [
+        Needs("runners", training.runners, training.runner_gpus),
+        Needs("learners", training.learners, training.learner_gpus),
+    ]
+
+
 def build_algorithm(config: RunConfig, spec: TeamSpec) -> TeamAlgorithm:
     """The RLlib algorithm that the configuration describes."""
     training = config.training
@@ -95,7 +124,12 @@ def build_algorithm(config: RunConfig, spec: TeamSpec) -> TeamAlgorithm:
         find_algorithm(config.name)
         .config_class()()
         .team(config.scenario, spec, config.network, config.algorithm, training.env_steps, training.device)
-        .env_runners(num_env_runners=training.runners, num_envs_per_env_runner=training.num_envs)
+        .remote(training.asynchronous, training.in_flight, training.timeout_s)
+        .env_runners(
+            num_env_runners=training.runners,
+            num_envs_per_env_runner=training.num_envs,
+            num_gpus_per_env_runner=training.runner_gpus,
+        )
         .learners(num_learners=training.learners, num_gpus_per_learner=training.learner_gpus)
         .evaluation(evaluation_interval=training.evaluation_interval)
         .debugging(seed=config.seed, log_level="ERROR")
@@ -181,9 +215,30 @@ def save_checkpoint(folder: Path, algorithm: TeamAlgorithm) -> None:
         shutil.rmtree(old)
 
 
+def save_what_is_left(folder: Path, algorithm: TeamAlgorithm, mirror: Mirror | None) -> None:
+    """A checkpoint of what there is when an iteration has failed, unless the learner is lost or there is one already."""
+    if not (folder / CHECKPOINTS / f"{algorithm.training_iteration:08d}").exists():
+        with suppress(Lost, RayError):
+            save_checkpoint(folder, algorithm)
+            if mirror is not None:
+                mirror.update()
+
+
+def lost(folder: Path, error: Exception) -> Lost:
+    """The error, and what can be done about it."""
+    found = whole_checkpoints(folder)
+    kept = f"to go on from iteration {int(found[-1].name)}: --resume" if found else "there is no checkpoint yet"
+    return Lost(f"{first_line(error)}; {kept}")
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, the oldest first."""
+    return sorted(p for p in (folder / CHECKPOINTS).glob("*") if p.suffix != ".tmp")
+
+
 def latest_checkpoint(folder: Path) -> Path:
     """The newest whole checkpoint of a run folder, or an `InputError`."""
-    found = sorted(p for p in (folder / CHECKPOINTS).glob("*") if p.suffix != ".tmp")
+    found = whole_checkpoints(folder)
     if not found:
         raise InputError(f"{folder}: no checkpoint to resume from")
     return found[-1].absolute()
