@@ -19,14 +19,12 @@ from rich.table import Table
 
 from envs.errors import InputError
 from envs.registry import make_scenario
+from trainers.storage_cli import JOB_STORAGE
 
 if TYPE_CHECKING:
     from cluster.jobs import Client
 
 COMMANDS = ("train", "sweep", "compare", "evaluate", "report", "export")
-STORAGE = "EDGEFLOCK_STORAGE"
-HOME_STORAGE = "~/edgeflock"
-"""Where results are kept on the cluster if nobody says anything else: in the home of the head's user."""
 
 console = Console()
 
@@ -75,7 +73,7 @@ def submit(
 
     The job takes along the project's code, and files named by --include; what else it reads has to be on the cluster's
     storage. The command is checked before anything is sent. What it writes is kept where its --storage says (or
-    EDGEFLOCK_STORAGE), else in ~/edgeflock on the cluster's head. Logs are shown as they come; the exit code is the job's.
+    EDGEFLOCK_STORAGE, here or on the cluster), else in ~/edgeflock on the cluster's head. Logs are shown as they come; the exit code is the job's.
     Ctrl-C stops following, not the job.
     """
     from cluster import jobs
@@ -86,7 +84,7 @@ def submit(
     with tempfile.TemporaryDirectory() as folder:
         _submit(jobs.connect(address, token_file), Path(folder) / "job.zip", name, include, variables, pip, command)
     again = [] if address == jobs.DEFAULT_ADDRESS else ["--address", address]
-    click.echo(f"submitted: {name} (what it writes is kept in {_kept(command, variables)})", err=True)
+    click.echo(f"submitted: {name}", err=True)
     if no_wait:
         click.echo(_hints(name, again), err=True)
         return
@@ -150,7 +148,7 @@ def check_command(words: tuple[str, ...]) -> None:
     with command.make_context(words[0], list(words[1:])) as context:
         given = context.params
         if "dry_run" in given:
-            if not given["resume"]:
+            if not given["resume"]:  # else the run folder says what there is
                 with redirect_stdout(StringIO()):
                     context.invoke(command, **{**given, "dry_run": True})
         elif given.get("scenario"):
@@ -185,7 +183,8 @@ def _variables(env: tuple[str, ...]) -> dict[str, str]:
     from cluster.jobs import STOP_S
 
     variables = {
-        STORAGE: os.environ.get(STORAGE, HOME_STORAGE),
+        **{name: os.environ[name] for name in ["EDGEFLOCK_STORAGE"] if name in os.environ},
+        JOB_STORAGE: "~/edgeflock",  # in the home of the head's user: the job's own folder goes with it
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S),
         "PYTHONUNBUFFERED": "1",
     }
@@ -195,15 +194,6 @@ def _variables(env: tuple[str, ...]) -> dict[str, str]:
             raise InputError(f"--env {assignment!r}: expected KEY=VALUE")
         variables[key] = value
     return variables
-
-
-def _kept(command: tuple[str, ...], variables: dict[str, str]) -> str:
-    for word, following in zip(command, [*command[1:], ""], strict=True):
-        if word.startswith("--storage="):
-            return word.removeprefix("--storage=")
-        if word == "--storage":
-            return following
-    return variables[STORAGE]
 
 
 def _follow(client: Client, name: str, again: list[str]) -> int:
@@ -218,7 +208,7 @@ def _follow(client: Client, name: str, again: list[str]) -> int:
     if info.status.value == "SUCCEEDED":
         return 0
     reason = last_line(info, client.get_job_logs(name))
-    click.echo(f"edgeflock: {name} {info.status.value.lower()}: {reason}", err=True)
+    click.echo(f"edgeflock: {name} {info.status.value.lower()}: {reason.removeprefix('edgeflock: ')}", err=True)
     return info.driver_exit_code or 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -27,7 +28,7 @@ from trainers.algorithms import ALGORITHMS
 from trainers.heuristics import heuristics, problem_report
 from trainers.policy import Policy
 from trainers.report_cli import report
-from trainers.storage_cli import STORAGE, STORAGE_WAIT, keep_results
+from trainers.storage_cli import RESUME_OR_START, STORAGE, STORAGE_WAIT, keep_results
 from trainers.sweep_cli import sweep
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def list_command() -> None:
 @click.option("--num-envs", type=click.IntRange(1), help="Parallel episodes of each runner (training.num_envs).")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder. Default: runs/ALGORITHM-SCENARIO-seedN.")
 @click.option("--resume", is_flag=True, help="Continue the run folder from its last checkpoint.")
+@RESUME_OR_START
 @STORAGE
 @STORAGE_WAIT
 @click.option("--dry-run", is_flag=True, help="Print the complete configuration, and start nothing.")
@@ -101,6 +103,7 @@ def train(
     num_envs: int | None,
     run: Path | None,
     resume: bool,
+    resume_or_start: bool,
     storage: str | None,
     storage_wait: float,
     dry_run: bool,
@@ -130,7 +133,9 @@ def train(
         name = _scenario_name(scenario, env)
         config = make_run_config(algorithm, name, seed, [*_trace_override(traces), *assignments])
         run = run or Path("runs") / f"{algorithm}-{name.replace('/', '-').replace(':', '-')}-seed{seed}"
-        mirror = None if storage is None or dry_run else _mirror(run, storage, storage_wait, resume)
+        mirror = None if storage is None or dry_run else _mirror(run, storage, storage_wait, resume or resume_or_start)
+        if resume_or_start and not dry_run:
+            resume = _has_begun(run)
     if dry_run:
         click.echo(json.dumps(config.model_dump(mode="json")) if as_json else config.text(), nl=as_json)
         return
@@ -405,10 +410,20 @@ def _mirror(run: Path, storage: str, wait_s: float, resume: bool) -> Mirror:
     """The run folder's copy in storage, from which a run that is to be resumed is brought here first."""
     from trainers.storage import Mirror, Storage
 
-    mirror = Mirror(run, Storage(storage) / run.absolute().name, wait_s)
+    mirror = Mirror(run, Storage(storage) / run.absolute().name, wait_s, replace=resume)
     if resume:
         mirror.fetch()
     return mirror
+
+
+def _has_begun(run: Path) -> bool:
+    """Whether the run folder has a checkpoint; what ended before its first one is removed."""
+    from trainers.storage import CHECKPOINTS, CONFIG, UNWRITTEN
+
+    begun = any(path.suffix != UNWRITTEN for path in (run / CHECKPOINTS).glob("*"))
+    if not begun and (run / CONFIG).exists():
+        shutil.rmtree(run)
+    return begun
 
 
 def _with_storage(storage: str | None) -> list[str]:

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import click
 
+JOB_STORAGE = "EDGEFLOCK_JOB_STORAGE"
+"""Environment variable of a submitted job: where it keeps what it writes if neither user nor cluster have named a storage."""
+
 STORAGE = click.option(
     "--storage",
-    envvar="EDGEFLOCK_STORAGE",
+    envvar=["EDGEFLOCK_STORAGE", JOB_STORAGE],
     metavar="PATH|URI",
-    help="Keep a copy of what is written in a folder of this name there, e.g. s3://BUCKET/FOLDER or a path that nodes share.",
+    help="Keep a copy of what is written there, in a folder of the same name: s3://BUCKET/FOLDER or a path that nodes share "
+    "[env: EDGEFLOCK_STORAGE].",
 )
 STORAGE_WAIT = click.option(
     "--storage-wait",
@@ -18,6 +22,9 @@ STORAGE_WAIT = click.option(
     default=300.0,
     show_default=True,
     help="Seconds that the end waits for a storage that cannot be written.",
+)
+RESUME_OR_START = click.option(
+    "--resume-or-start", is_flag=True, help="Resume what has begun, else begin: for whoever starts the command again and again."
 )
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trainers.storage_cli import STORAGE, STORAGE_WAIT
+from trainers.storage_cli import RESUME_OR_START, STORAGE, STORAGE_WAIT
 
 if TYPE_CHECKING:
     from trainers.sweep import Standing, State
@@ -31,6 +31,7 @@ console = Console()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run folders. Default: runs/NAME.")
 @click.option("--resume", is_flag=True, help="Finish a sweep that was interrupted.")
 @click.option("--track", metavar="NAME", help="Log to wandb or mlflow too, where that package is installed.")
+@RESUME_OR_START
 @STORAGE
 @STORAGE_WAIT
 @click.option("--dry-run", is_flag=True, help="Print the trials and what they cost, and start nothing.")
@@ -40,6 +41,7 @@ def sweep(
     quick: bool,
     out: Path | None,
     resume: bool,
+    resume_or_start: bool,
     track: str | None,
     storage: str | None,
     storage_wait: float,
@@ -66,9 +68,10 @@ def sweep(
     import ray
 
     from trainers.storage import Storage
-    from trainers.sweep import run_sweep
+    from trainers.sweep import SWEEP, run_sweep
 
     place = None if storage is None else Storage(storage) / out.absolute().name
+    resume = resume or (resume_or_start and ((out / SWEEP).exists() or (place is not None and place.exists(SWEEP))))
     with _shown(config, as_json) as report:
         standings = run_sweep(config, out, report, resume, track, place, storage_wait)
         ray.shutdown()  # what it prints last is not for stdout either
