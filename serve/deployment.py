@@ -98,7 +98,7 @@ def description(sources: PolicySources, settings: ServerSettings, scaling: Scali
         "deployments": [policies, {"name": "SessionService"}],
     }
     return {
-        "proxy_location": "HeadOnly",
+        "proxy_location": "EveryNode",  # wherever replicas are: a cluster goes on answering without its head
         "http_options": {"host": host, "port": port, "request_timeout_s": limits.time_s + 5.0, "keep_alive_timeout_s": 60},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "applications": [application],
