@@ -73,8 +73,8 @@ def submit(
 
     The job takes along the project's code, and files named by --include; what else it reads has to be on the cluster's
     storage. The command is checked before anything is sent. What it writes is kept where its --storage says (or
-    EDGEFLOCK_STORAGE, here or on the cluster), else in ~/edgeflock on the cluster's head. Logs are shown as they come; the exit code is the job's.
-    Ctrl-C stops following, not the job.
+    EDGEFLOCK_STORAGE, here or on the cluster), else in ~/edgeflock on the cluster's head. Logs are shown as they come;
+    the exit code is the job's. Ctrl-C stops following, not the job.
     """
     from cluster import jobs
 

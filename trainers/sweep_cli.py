@@ -98,7 +98,7 @@ def _shown(config: SweepConfig, as_json: bool) -> Iterator[Any]:
         return
     words = TextColumn("{task.fields[words]}")
     if not console.is_terminal:  # a file, or a job's log
-        yield lambda event, of, standings: event == "result" or click.echo(f"{of.trial.name}: {event}")
+        yield lambda event, of, standings: None if event == "result" else click.echo(f"{of.trial.name}: {event}")
         return
     progress = Progress(TextColumn(config.name), BarColumn(), words, TimeRemainingColumn(), console=console)
     task = progress.add_task(config.name, total=1.0, words="starting")
