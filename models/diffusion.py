@@ -74,7 +74,6 @@ class DiffusionActor(nn.Module):
     """
 
     _places: Tensor  # [W], where the existing choices lie in [H * C]
-    _factors: Tensor  # [steps, 5], of `chain_factors`
     _time: Tensor  # [steps, TIME_SIZE], sinusoidal
 
     def __init__(self, spec: TeamSpec, hidden: int, config: DiffusionConfig) -> None:
@@ -89,8 +88,8 @@ class DiffusionActor(nn.Module):
         self.noise_layers = nn.Sequential(
             nn.Mish(), nn.Linear(config.hidden, config.hidden), nn.Mish(), nn.Linear(config.hidden, self.width), nn.Tanh()
         )
-        factors = torch.stack(list(chain_factors(config).values()), dim=-1)
-        self.register_buffer("_factors", factors, persistent=False)
+        factors = {name: values.tolist() for name, values in chain_factors(config).items()}
+        self._factors = [{name: values[step] for name, values in factors.items()} for step in range(config.steps)]
         self.register_buffer("_places", exists.nonzero().squeeze(-1), persistent=False)
         self.register_buffer("_time", _sinusoids(config.steps), persistent=False)
 
@@ -110,19 +109,20 @@ class DiffusionActor(nn.Module):
 
     def denoise(self, condition: Tensor, noise: Tensor | None = None) -> Tensor:
         """kappa_0 `[..., W]` of a condition `[..., hidden + W]` (Algorithm 2, lines 12 to 15; `noise`: see `forward`)."""
-        condition = self.condition_layer(condition)
+        rows = self.condition_layer(condition.flatten(0, -2))  # a decision for one team is little else than calls: 2-d is least
         time = self.time_layer(self.time(self._time))
-        x = condition.new_zeros(*condition.shape[:-1], self.width) if noise is None else noise[..., 0, :]
+        drawn = None if noise is None else noise.flatten(0, -3)
+        x = rows.new_zeros(len(rows), self.width) if drawn is None else drawn[:, 0]
         for step in reversed(range(self.steps)):
-            predicted = self.noise_layers(condition + time[step] + self.chain_layer(x))
-            start, removed, kept, drawn, deviation = self._factors[step]
-            estimate = start * x - removed * predicted
+            predicted = self.noise_layers(torch.addmm(rows + time[step], x, self.chain_layer.weight.T))
+            factor = self._factors[step]
+            estimate = torch.sub(factor["start"] * x, predicted, alpha=factor["removed"])
             if self.clip is not None:
                 estimate = estimate.clamp(-self.clip, self.clip)
-            x = kept * x + drawn * estimate
-            if noise is not None and step > 0:
-                x = x + deviation * noise[..., self.steps - step, :]
-        return x
+            x = torch.add(factor["kept"] * x, estimate, alpha=factor["drawn"])
+            if drawn is not None and step > 0:
+                x = torch.add(x, drawn[:, self.steps - step], alpha=factor["deviation"])
+        return x.unflatten(0, condition.shape[:-1])
 
 
 def chain_factors(config: DiffusionConfig) -> dict[str, Tensor]:

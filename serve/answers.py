@@ -34,6 +34,14 @@ def json_response(values: Any, status: int = 200, headers: Mapping[str, str] | N
     return Response(orjson.dumps(values), status, headers, media_type="application/json")
 
 
+def read_json(request: Request) -> Any:
+    """The body, which has been received, as JSON values; NaN and infinities are not among them."""
+    try:
+        return orjson.loads(request.state.body)
+    except orjson.JSONDecodeError as error:
+        raise Refusal(422, f"request: not JSON: {str(error).splitlines()[0]}") from None
+
+
 def validated(model: type[M], values: Any) -> M:
     """The values as a model, or a refusal."""
     try:

@@ -15,7 +15,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import orjson
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,7 +23,8 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from serve import documentation
-from serve.answers import Handler, Refusal, json_response, validated
+from serve.admission import Admission, Overloaded
+from serve.answers import Handler, Refusal, json_response, read_json, validated
 from serve.config import Limits, SessionSettings
 from serve.metrics import Metrics
 from serve.open_inference import OpenInference
@@ -53,6 +53,7 @@ class Application:
     ) -> None:
         self.shelf, self.tokens, self.sessions, self.metrics, self.limits = shelf, tokens, sessions, metrics, limits
         self._session_settings = session_settings
+        self._admission = Admission(limits.wait_s)
         self._bearer = None if bearer is None else f"Bearer {bearer}".encode()
         self._schemas: WeakKeyDictionary[HostedPolicy, PolicySchema] = WeakKeyDictionary()
         self._agent_schemas: WeakKeyDictionary[HostedPolicy, AgentSchema] = WeakKeyDictionary()
@@ -93,7 +94,14 @@ class Application:
             name = request.path_params.get("name", "")
             try:
                 async with asyncio.timeout(self.limits.time_s):
-                    return await handler(request)
+                    if request.method != "POST":
+                        return await handler(request)
+                    request.state.body = await self._body(request)
+                    with self._admission.admitted(len(request.state.body)):
+                        return await handler(request)
+            except Overloaded:
+                self.metrics.turned_away()
+                return self._full("requests: too many are waiting").response()
             except Refusal as refusal:
                 if refusal.status < 500:
                     self.metrics.invalid(name if name in self.shelf.newest else "")
@@ -112,7 +120,7 @@ class Application:
         """`POST /v1/policies/{name}/decide`."""
         started = time.perf_counter()
         policy = self.policy(request)
-        values = await self.read_json(request)
+        values = read_json(request)
         several = isinstance(values, dict) and "observations" in values
         schema = self.schema(policy)
         asked: Any = validated(schema.batch_request if several else schema.request, values)
@@ -190,7 +198,7 @@ class Application:
         """`POST /v1/policies/{name}/agents/{agent}/decide`."""
         started = time.perf_counter()
         policy, agent = self._agent(request)
-        asked: Any = validated(self.agent_schema(policy).request, await self.read_json(request))
+        asked: Any = validated(self.agent_schema(policy).request, read_json(request))
         policy, agent, states = self._remembered(policy, agent, asked.state)
         job = checked_job(agent.codec, asked.observation, asked.action_mask, states)
         messages = {name: m.astype(np.float32)[None] for name, m in given(asked.messages).items()}
@@ -204,7 +212,7 @@ class Application:
     async def agent_intend(self, request: Request) -> Response:
         """`POST /v1/policies/{name}/agents/{agent}/intend`."""
         policy, agent = self._agent(request)
-        asked: Any = validated(self.agent_schema(policy).intend_request, await self.read_json(request))
+        asked: Any = validated(self.agent_schema(policy).intend_request, read_json(request))
         policy, agent, states = self._remembered(policy, agent, asked.state)
         message = agent.intend(checked_job(agent.codec, asked.observation, None, states))
         return json_response(self._said(policy, agent, message))
@@ -236,7 +244,7 @@ class Application:
         """`POST /v1/policies/{name}/sessions`."""
         name = await self.sessions.create(self.policy(request).name)
         if name is None:
-            raise Refusal(503, "sessions: all places are taken", {"Retry-After": str(math.ceil(self.limits.retry_after_s))})
+            raise self._full("sessions: all places are taken")
         return json_response({"session": name, "expires_in_s": self._session_settings.ttl_s}, 201)
 
     async def close_session(self, request: Request) -> Response:
@@ -343,8 +351,7 @@ class Application:
             self._agent_schemas[policy] = AgentSchema(policy.name, policy.spec, agent.codec, agent.intent_size)
         return self._agent_schemas[policy]
 
-    async def read_json(self, request: Request) -> Any:
-        """The body as JSON values, NaN and infinities not among them."""
+    async def _body(self, request: Request) -> bytes:
         most = self.limits.body_bytes
         length = request.headers.get("content-length", "")
         parts, size = [], int(length) if length.isdigit() else 0
@@ -357,10 +364,10 @@ class Application:
                     break
         if size > most:
             raise Refusal(413, f"request: expected at most {most} bytes", {"Connection": "close"})
-        try:
-            return orjson.loads(parts[0] if len(parts) == 1 else b"".join(parts))
-        except orjson.JSONDecodeError as error:
-            raise Refusal(422, f"request: not JSON: {str(error).splitlines()[0]}") from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _full(self, text: str) -> Refusal:
+        return Refusal(503, text, {"Retry-After": str(math.ceil(self.limits.retry_after_s))})
 
 
 def checked_job(codec: Any, observation: BaseModel, mask: BaseModel | None, states: np.ndarray, **options: Any) -> Job:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from envs.contract import field_bounds
-from envs.team import ActionHead, TeamSpec
+from envs.team import UNBOUNDED_CLIP, ActionHead, TeamSpec
 
 ROUNDING = 1e-6  # share of a bound by which float32 may have rounded a value beyond it
 LARGEST = float(np.finfo(np.float32).max)
@@ -161,6 +161,19 @@ class Codec:
             return max(int(low), 0) if part.category else 0.0 if low <= 0 <= high else (low + high) / 2
 
         return {part.name: np.full(part.shape, middle(part)).tolist() for part in self.parts}
+
+    def random(self, teams: int, seed: int) -> np.ndarray:
+        """Rows `[B, D]` of random numbers within all bounds; half of what may be absent is."""
+        rng = np.random.default_rng(seed)
+
+        def numbers(part: Part) -> np.ndarray:
+            low, high = self.bounds(part.name)
+            size = (teams, part.stop - part.start)
+            if not part.category:
+                return rng.uniform(max(low, -UNBOUNDED_CLIP), min(high, UNBOUNDED_CLIP), size)
+            return np.where(rng.random(size) < 0.5, min(low, 0.0), rng.integers(int(low), int(high) + 1, size))
+
+        return np.concatenate([numbers(part) for part in self.parts], axis=1)
 
 
 def labels_of(head: ActionHead) -> tuple[str, ...]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 from typing import Any
@@ -50,9 +51,9 @@ class Policies:
         return self._application
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Loads what is new; whoever is waiting is answered by what there was."""
+        """Loads what is new; who asks meanwhile is answered by what there was."""
         sources = parse(PolicySources, user_config, "policies").policies
-        self._shelf.load(sources)
+        await asyncio.to_thread(self._shelf.load, sources)
         gc.collect()
         gc.freeze()  # requests are many small lists: without this the collector walks through torch and Ray again and again
 

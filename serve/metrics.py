@@ -30,6 +30,9 @@ class Metrics:
         )
         self._batch = Histogram("edgeflock_batch_teams", "Teams decided for together", buckets=TEAMS, **of)  # type: ignore[arg-type]
         self._invalid = Counter("edgeflock_invalid_requests", "Requests refused with a 4xx status", **of)  # type: ignore[arg-type]
+        self._turned_away = Counter(
+            "edgeflock_turned_away_requests", "Requests that would have had to wait too long", registry=self.registry
+        )
 
     def decided(self, policy: str, teams: int, seconds: float) -> None:
         """One request was answered."""
@@ -43,6 +46,10 @@ class Metrics:
     def invalid(self, policy: str) -> None:
         """One request was refused."""
         self._invalid.labels(policy).inc()
+
+    def turned_away(self) -> None:
+        """One request met an overloaded replica."""
+        self._turned_away.inc()
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format; of all replicas of the machine where they share a folder."""

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve.answers import Handler, Refusal, json_response, validated
+from serve.answers import Handler, Refusal, json_response, read_json, validated
 from serve.codec import mask_shape
 from serve.policies import HostedPolicy, Job
 
@@ -153,7 +153,7 @@ class OpenInference:
         """`/v2/models/{m}/infer`."""
         started = time.perf_counter()
         policy = self._policy(request)
-        asked = validated(TensorRequest, await self._application.read_json(request))
+        asked = validated(TensorRequest, read_json(request))
         policy, job = self._job(policy, {tensor.name: tensor for tensor in asked.inputs}, len(asked.inputs))
         decided = await policy.decide(job)
         outputs = self._outputs(policy, decided.actions, decided.states)

@@ -19,12 +19,16 @@ from models.team_network import TeamNetwork
 from serve.batching import Batcher
 from serve.codec import Codec
 from serve.metrics import Metrics
+from serve.recording import RecordedDecision, record
 from serve.tokens import StateLayout
 from trainers.bundle import EXAMPLE, MANIFEST, load_bundle
 from trainers.learned_policy import LearnedPolicy, bundle_folder, load_policy
 
 SLOW_S = 0.01
 """A policy that takes longer for one team is computed in a thread."""
+
+TRIALS = 16
+"""Steps of the episode of random observations on which a recorded decision is tried."""
 
 
 @dataclass
@@ -84,6 +88,7 @@ class HostedPolicy:
         self.codec = Codec(self.spec, self.spec.agents)
         self.layout = StateLayout(self.policy.initial_state(1))
         self.example = self._example(bundle)
+        self._recorded = self._record()
         self._metrics = metrics
         self._batcher: Batcher[Job, Decided] = Batcher(self._compute, self._warm_up() > SLOW_S, largest_batch)
         module = self.policy.module if isinstance(self.policy, LearnedPolicy) else None
@@ -98,6 +103,13 @@ class HostedPolicy:
             return {"observation": self.codec.example()}
         except (OSError, ValueError) as error:
             raise InputError(f"{bundle / EXAMPLE}: cannot be read: {error}") from None
+
+    def _record(self) -> RecordedDecision | None:
+        """Of a policy that is a network, its decision for one team."""
+        if not isinstance(self.policy, LearnedPolicy):
+            return None
+        rows = torch.from_numpy(self.codec.random(TRIALS, seed=0))
+        return record(self.policy, [self.codec.observation(row) for row in rows.split(1)])
 
     def _warm_up(self) -> float:
         """Seconds of the quickest of some decisions for one team; the first ones get torch going."""
@@ -121,6 +133,11 @@ class HostedPolicy:
         """Decides for the job's teams, together with others that are waiting."""
         return await self._batcher.submit(job.kind, job)
 
+    @property
+    def recorded(self) -> bool:
+        """Whether decisions for one team are replayed (`serve.recording`)."""
+        return self._recorded is not None
+
     @torch.inference_mode()
     def _compute(self, jobs: Sequence[Job]) -> list[Decided]:
         sizes = [len(job.rows) for job in jobs]
@@ -137,7 +154,8 @@ class HostedPolicy:
             generator.seed() if first.seed is None else generator.manual_seed(first.seed)
             actions, state = self.policy.sample(observation, state, mask, generator)
         else:
-            actions, state = self.policy.act(observation, state, mask)
+            act = self._recorded if self._recorded is not None and len(rows) == 1 else self.policy.act
+            actions, state = act(observation, state, mask)
         self._metrics.batch(self.name, sum(sizes))
         chosen, after = actions.numpy(), self.layout.to_bytes(state, len(rows))
         ends = np.cumsum(sizes).tolist()
@@ -198,15 +216,15 @@ class Shelf:
     def load(self, sources: dict[str, Path]) -> None:
         """Makes exactly these policies available. All are loaded and checked before anything changes.
 
+        Whoever asks meanwhile, in another thread, finds what there was.
+
         Raises:
             InputError: A bundle is unusable; nothing has changed then.
         """
         loaded = {name: self._hosted(name, folder) for name, folder in sources.items()}
-        for name, old in self.newest.items():
-            if name in loaded and loaded[name] is not old:
-                self._before[name] = old
-        self._before = {name: old for name, old in self._before.items() if name in loaded}
-        self.newest = loaded
+        before = {name: self._before[name] for name in loaded if name in self._before}
+        before |= {name: old for name, old in self.newest.items() if name in loaded and loaded[name] is not old}
+        self.newest, self._before = loaded, before
 
     def _hosted(self, name: str, folder: Path) -> HostedPolicy:
         version = bundle_version(bundle_folder(folder))

@@ -219,7 +219,7 @@ async def test_a_failure_tells_the_client_nothing(server: Server, monkeypatch: p
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("inner secrets")
 
-    monkeypatch.setattr(server.shelf.newest["dialogue"].policy, "act", broken)
+    monkeypatch.setattr(server.shelf.newest["dialogue"], "_recorded", broken)
     answer = await server.decide("dialogue", server.example("dialogue"))
     assert answer.status_code == 500
     assert "secret" not in answer.text

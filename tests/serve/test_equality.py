@@ -15,12 +15,14 @@ EPISODES = 3
 NAMES = [*LEARNED, "greedy"]
 
 
+@pytest.mark.parametrize("teams", [1, EPISODES])
 @pytest.mark.parametrize("name", NAMES)
-async def test_one_team_a_request(name: str, bundles: dict[str, Path], server: Server) -> None:
-    """All teams ask at once, so that their requests share batches; the state travels as tokens."""
-    spec, tokens = load_policy(bundles[name]).spec, [None] * EPISODES
-    for result, actions in played(bundles[name], EPISODES):
-        bodies = [{**body_of(result, spec, row), "state": tokens[row]} for row in range(EPISODES)]
+async def test_one_team_a_request(name: str, teams: int, bundles: dict[str, Path], server: Server) -> None:
+    """Several teams ask at once, so that their requests share batches; a single one gets the recorded decision."""
+    spec, tokens = load_policy(bundles[name]).spec, [None] * teams
+    assert server.shelf.newest[name].recorded == (name in LEARNED)
+    for result, actions in played(bundles[name], teams):
+        bodies = [{**body_of(result, spec, row), "state": tokens[row]} for row in range(teams)]
         answers = [answer.json() for answer in await asyncio.gather(*(server.decide(name, body) for body in bodies))]
         assert [numbers_of(answer["choices"], spec) for answer in answers] == actions.tolist()
         tokens = [answer["state"] for answer in answers]

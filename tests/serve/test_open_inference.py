@@ -29,10 +29,12 @@ async def infer(server: Server, name: str, inputs: list[dict[str, Any]], **more:
 async def test_it_decides_as_decide_does_and_remembers(server: Server) -> None:
     name, inputs = "vehicular", tensors(server, "vehicular")
     spec = server.shelf.newest[name].spec
-    token = None
+    token, plural = None, {"observation": "observations", "action_mask": "action_masks"}
+    both = {plural[part]: {key: [value] * 2 for key, value in of.items()} for part, of in server.example(name).items()}
     tokens = {"name": "state", "datatype": "BYTES", "shape": [2], "data": ["", ""]}
     for _ in range(3):
-        expected = (await server.decide(name, {**server.example(name), "state": token})).json()
+        decided = (await server.decide(name, {**both, "states": [token] * 2})).json()
+        expected = {**decided["decisions"][0], "version": decided["version"]}
         answer = (await infer(server, name, [*inputs, tokens], id="x")).json()
         outputs = {output["name"]: output for output in answer["outputs"]}
         assert (answer["model_name"], answer["model_version"], answer["id"]) == (name, expected["version"], "x")
