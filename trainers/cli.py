@@ -26,6 +26,7 @@ from envs.registry import PETTINGZOO_PREFIX, PROBLEMS, Scenario, make_scenario, 
 from envs.team import episode_seeds
 from trainers.algorithms import ALGORITHMS
 from trainers.heuristics import heuristics, problem_report
+from trainers.last_words import last_words
 from trainers.policy import Policy
 from trainers.report_cli import report
 from trainers.storage_cli import RESUME_OR_START, STORAGE, STORAGE_WAIT, keep_results
@@ -143,12 +144,13 @@ def train(
     from trainers.train import train as train_run
 
     _show_traces(config.scenario, as_json)
-    with _training_progress(config.training.env_steps, as_json) as report:
+    again = shlex.join(["edgeflock", "train", algorithm, "--run", str(run), "--resume", *_with_storage(storage)])
+    died = last_words(f"edgeflock: the training died with its node or was killed; to go on from its last checkpoint: {again}")
+    with _training_progress(config.training.env_steps, as_json) as report, died:
         try:
             folder = train_run(config, run, report, resume, mirror)
         except Interrupted:
             report.close()
-            again = shlex.join(["edgeflock", "train", algorithm, "--run", str(run), "--resume", *_with_storage(storage)])
             _say(as_json, f"interrupted; a checkpoint is saved. To go on: {again}", {"interrupted": str(run), "resume": again})
             raise SystemExit(130) from None
     if mirror is not None:

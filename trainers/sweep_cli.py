@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainers.last_words import last_words
 from trainers.storage_cli import RESUME_OR_START, STORAGE, STORAGE_WAIT
 
 if TYPE_CHECKING:
@@ -72,14 +73,15 @@ def sweep(
 
     place = None if storage is None else Storage(storage) / out.absolute().name
     resume = resume or (resume_or_start and ((out / SWEEP).exists() or (place is not None and place.exists(SWEEP))))
-    with _shown(config, as_json) as report:
+    kept = [] if storage is None else ["--storage", storage]
+    again = shlex.join(["edgeflock", "sweep", file, *["--quick"] * quick, "--out", str(out), "--resume", *kept])
+    died = last_words(f"edgeflock: the sweep died with its node or was killed; to go on: {again}")
+    with _shown(config, as_json) as report, died:
         standings = run_sweep(config, out, report, resume, track, place, storage_wait)
         ray.shutdown()  # what it prints last is not for stdout either
     _summarise(config, standings, as_json)
     states = Counter(standing.state for standing in standings)
     if states["waiting"]:
-        kept = [] if storage is None else ["--storage", storage]
-        again = shlex.join(["edgeflock", "sweep", file, *["--quick"] * quick, "--out", str(out), "--resume", *kept])
         _say(as_json, f"interrupted; to go on: {again}", {"interrupted": str(out), "resume": again})
         raise SystemExit(130)
     hint = f"edgeflock report {place.where if place else out} --out {out}/report"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import threading
@@ -87,7 +88,7 @@ def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = Fals
                 loop(config, folder, algorithm, report, interrupted, mirror)
             except (Lost, RayError) as error:
                 save_what_is_left(folder, algorithm, mirror)
-                raise lost(folder, error) from None
+                raise lost(config, folder, error) from None
         finish(config, folder, spec, algorithm)
     finally:
         algorithm.stop()
@@ -224,10 +225,11 @@ def save_what_is_left(folder: Path, algorithm: TeamAlgorithm, mirror: Mirror | N
                 mirror.update()
 
 
-def lost(folder: Path, error: Exception) -> Lost:
+def lost(config: RunConfig, folder: Path, error: Exception) -> Lost:
     """The error, and what can be done about it."""
     found = whole_checkpoints(folder)
-    kept = f"to go on from iteration {int(found[-1].name)}: --resume" if found else "there is no checkpoint yet"
+    again = shlex.join(["edgeflock", "train", config.name, "--run", str(folder), "--resume"])
+    kept = f"to go on from iteration {int(found[-1].name)}: {again}" if found else "there is no checkpoint yet"
     return Lost(f"{first_line(error)}; {kept}")
 
 
