@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
+from envs.team import UNBOUNDED_CLIP
 from serve import documentation
 from serve.admission import Admission, Overloaded
 from serve.answers import Handler, Refusal, json_response, read_json, validated
@@ -201,7 +202,7 @@ class Application:
         asked: Any = validated(self.agent_schema(policy).request, read_json(request))
         policy, agent, states = self._remembered(policy, agent, asked.state)
         job = checked_job(agent.codec, asked.observation, asked.action_mask, states)
-        messages = {name: m.astype(np.float32)[None] for name, m in given(asked.messages).items()}
+        messages = checked_messages(asked.messages)
         decided, message = agent.decide(job, messages)
         ((labels, numbers),) = agent.codec.named(decided.actions)
         token = self.tokens.seal(_owner(policy, agent), policy.version, decided.states[0].tobytes())
@@ -377,6 +378,14 @@ def checked_job(codec: Any, observation: BaseModel, mask: BaseModel | None, stat
         return Job(codec.rows(observation.__dict__, teams), codec.masks(given(mask), teams), states, **options)
     except ValueError as error:
         raise Refusal(422, str(error)) from None
+
+
+def checked_messages(messages: BaseModel | None) -> dict[str, np.ndarray]:
+    """What peers said, `[1, G]` float32 by their names."""
+    for name, numbers in given(messages).items():
+        if not (np.abs(numbers) <= UNBOUNDED_CLIP).all():
+            raise Refusal(422, f"messages.{name}: expected numbers of a magnitude up to {UNBOUNDED_CLIP:g}")
+    return {name: numbers.astype(np.float32)[None] for name, numbers in given(messages).items()}
 
 
 def given(model: BaseModel | None) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, create_model
 
-from envs.team import ActionHead, TeamSpec
+from envs.team import UNBOUNDED_CLIP, ActionHead, TeamSpec
 from serve.codec import Codec, labels_of, mask_shape
 
 MAX_SEED = 2**63 - 1
@@ -202,7 +202,8 @@ class AgentSchema:
     def __init__(self, name: str, spec: TeamSpec, codec: Codec, intent_size: int) -> None:
         """Args: codec: Of any one agent."""
         agent = Shapes(spec, None, teams=False)
-        numbers = array((intent_size,), {"type": "number"}, "iuf", "a peer's message of this step")
+        leaf = {"type": "number", "minimum": -UNBOUNDED_CLIP, "maximum": UNBOUNDED_CLIP}
+        numbers = array((intent_size,), leaf, "iuf", "a peer's message of this step")
         messages = made(Asked, f"{name}_Messages", dict.fromkeys(spec.agents, (numbers, None)))
         intend: dict[str, Any] = {
             "observation": (agent.observation(f"{name}_AgentObservation", codec), ...),

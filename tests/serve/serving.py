@@ -60,14 +60,14 @@ class LocalSessions:
 class Server:
     """The application and what it is made of, asked as over HTTP."""
 
-    def __init__(self, sources: dict[str, Path], bearer: str | None = None, **limits: Any) -> None:
+    def __init__(self, sources: dict[str, Path], bearer: str | None = None, sessions: int = 3, **limits: Any) -> None:
         self.now = 0.0
         self.metrics = Metrics()
         self.limits = Limits(**limits)
         self.shelf = Shelf(self.metrics, self.limits.batch)
         self.shelf.load(sources)
         self.tokens = StateTokens(b"k" * 32)
-        store = SessionStore(600.0, 3, lambda: self.now)
+        store = SessionStore(600.0, sessions, lambda: self.now)
         self.application = Application(
             self.shelf, self.tokens, LocalSessions(store), self.metrics, self.limits, SessionSettings(), bearer
         )

@@ -150,6 +150,18 @@ async def test_a_policy_can_be_asked_only_for_what_it_can_do(server: Server) -> 
     assert answer.status_code == 404
 
 
+async def test_a_message_is_what_a_network_can_read(server: Server) -> None:
+    policy = server.shelf.newest["vehicular"]
+    speaker, listener, *_ = policy.spec.agents
+    own = {name: value[1] for name, value in server.example("vehicular")["observation"].items()}
+    size = policy.agent(listener).intent_size
+    for number, status in ((1e4, 200), (1e5, 422), (-1e300, 422)):
+        body = {"observation": own, "messages": {speaker: [number] * size}}
+        answer = await server.client.post(f"/v1/policies/vehicular/agents/{listener}/decide", json=body)
+        assert answer.status_code == status, answer.text
+    assert answer.json() == {"error": f"messages.{speaker}: expected numbers of a magnitude up to 10000"}
+
+
 async def test_several_teams_must_be_of_one_number(server: Server) -> None:
     example = server.example("dialogue")["observation"]
     teams = {name: [value] * 2 for name, value in example.items()}
