@@ -89,6 +89,7 @@ class RemoteRunners:
         self._in_flight, self._timeout_s = in_flight, timeout_s
         self._owed: Counter[int] = Counter()
         self._since: dict[int, float] = {}  # when a runner that owes an answer was asked, or last answered
+        self._started: set[int] = set()  # have answered since their process began
         self._pinged = self._answered = time.monotonic()
         self._reason = "they are still starting, or wait for CPUs"
 
@@ -122,6 +123,7 @@ class RemoteRunners:
         """Asks lost runners whether Ray has started them anew, without waiting for what they say."""
         for result in self._manager.fetch_ready_async_reqs(tags=PING, mark_healthy=True):
             if result.ok:
+                self._started.add(result.actor_id)
                 log.warning("runner %d is back", result.actor_id)
         lost = set(self._manager.actor_ids()) - set(self._manager.healthy_actor_ids())
         if lost and time.monotonic() - self._pinged > PING_S:
@@ -151,21 +153,26 @@ class RemoteRunners:
             if result.ok:
                 self._owed[runner] -= 1
                 self._since[runner] = self._answered = time.monotonic()
+                self._started.add(runner)
                 self.delivered[runner] += 1
                 answers.append((runner, result.get()))
             elif self._owed.pop(runner, 0):
+                self._started.discard(runner)
                 self._reason = first_line(result.get())
                 log.warning("runner %d is lost, and the training goes on without it: %s", runner, self._reason)
         return answers
 
     def _replace_late(self) -> None:
+        """Runners that hang are killed, upon which Ray starts them anew; those that still wait for a node go on waiting."""
         now = time.monotonic()
         for runner in [runner for runner, owed in self._owed.items() if owed and now - self._since[runner] > self._timeout_s]:
             self._reason = f"did not answer within {self._timeout_s:g} s"
-            log.warning("runner %d %s (training.timeout_s): it is replaced", runner, self._reason)
+            log.warning("runner %d %s (training.timeout_s): the training goes on without it", runner, self._reason)
             del self._owed[runner]
             self._manager.set_actor_state(runner, healthy=False)
-            ray.kill(self._manager.actors()[runner], no_restart=False)
+            if runner in self._started:
+                self._started.remove(runner)
+                ray.kill(self._manager.actors()[runner], no_restart=False)
 
 
 class RemoteLearners(FaultTolerantActorManager):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,34 @@ from ray.cluster_utils import Cluster
 
 QUICK_HEALTH = {"health_check_period_ms": 500, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 3}
 """The head takes notice of a dead node within some two seconds; Ray's own settings need some fifteen."""
+
+
+class Driver:
+    """A command on a cluster; what it prints goes to files, so that it never waits for a reader."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115 - as long as this lives
+        command = [sys.executable, "-m", "trainers.cli", *arguments]
+        self.process = subprocess.Popen(command, stdout=self._out, stderr=self._err, text=True, env=environment)
+
+    def finished(self, code: int) -> tuple[str, str]:
+        """What it wrote to stdout and stderr until it ended with that code."""
+        self.process.wait(timeout=200)
+        time.sleep(0.2)  # what its death makes others say
+        texts = []
+        for file in (self._out, self._err):
+            file.seek(0)
+            texts.append(file.read())
+        assert self.process.returncode == code, texts[1]
+        return texts[0], texts[1]
+
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
 
 class Nodes:
@@ -51,15 +78,24 @@ class Nodes:
             with suppress(psutil.Error):
                 process.kill()
 
+    def restart(self, port: int) -> None:
+        """A new head at the address of the one that died; what belonged to that one is gone."""
+        for node in list(self.cluster.worker_nodes):
+            self.kill(node)
+        self.start_head(port)
+
+    def has(self, process: psutil.Process) -> bool:
+        """Whether a process belongs to one of the nodes."""
+        return any(_belongs(parent, node) for parent in process.parents() for node in self.cluster.list_all_nodes())
+
     @property
     def environment(self) -> dict[str, str]:
         """Of a driver that is to join this cluster, as Ray sets it for a job."""
         return {**os.environ, "RAY_ADDRESS": self.address, "OMP_NUM_THREADS": "1"}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> Driver:
         """`edgeflock …` on this cluster."""
-        command = [sys.executable, "-m", "trainers.cli", *arguments]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment)
+        return Driver(list(arguments), self.environment)
 
 
 def _belongs(process: psutil.Process, node: Node) -> bool:
@@ -102,10 +138,3 @@ def records(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl` so far."""
     path = run / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    """Ends a driver that a failed test left behind."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
