@@ -24,7 +24,13 @@ from envs.errors import InputError
 from envs.registry import make_simulator
 from envs.team import TeamSpec, episode_seeds
 from trainers.algorithms import find_algorithm
-from trainers.algorithms.team_algorithm import EVALUATION_SEED, FIGURES, TeamAlgorithm, initialise_ray
+from trainers.algorithms.team_algorithm import (
+    EVALUATION_SEED,
+    FIGURES,
+    TeamAlgorithm,
+    TeamAlgorithmConfig,
+    initialise_ray,
+)
 from trainers.comparison import compare
 from trainers.config import RunConfig, TrainingConfig
 from trainers.evaluate import evaluate
@@ -120,6 +126,11 @@ def needs(training: TrainingConfig) -> list[Needs]:
 
 def build_algorithm(config: RunConfig, spec: TeamSpec) -> TeamAlgorithm:
     """The RLlib algorithm that the configuration describes."""
+    return configure(config, spec).build_algo()
+
+
+def configure(config: RunConfig, spec: TeamSpec) -> TeamAlgorithmConfig:
+    """RLlib's configuration of it."""
     training = config.training
     rllib = (
         find_algorithm(config.name)
@@ -136,7 +147,7 @@ def build_algorithm(config: RunConfig, spec: TeamSpec) -> TeamAlgorithm:
         .debugging(seed=config.seed, log_level="ERROR")
     )
     rllib.evaluation_episodes = training.evaluation_episodes
-    return rllib.build_algo()
+    return rllib
 
 
 def loop(
