@@ -199,6 +199,13 @@ class RemoteLearners(FaultTolerantActorManager):
             )
         return results
 
+    def healthy_actor_ids(self) -> list[int]:
+        """All of them, or `Lost`: what one of them missed makes it useless."""
+        healthy = super().healthy_actor_ids()
+        if len(healthy) < self.num_actors():
+            raise Lost("a learner is lost")
+        return healthy
+
 
 def first_line(error: BaseException) -> str:
     """What an error of Ray's says, without its traceback."""

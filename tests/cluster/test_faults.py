@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -135,8 +137,7 @@ def test_a_sweep_goes_on_when_the_node_of_a_trial_dies(cluster: Nodes, tmp_path:
         "  training.evaluation_interval: 1000, algorithm.batch_episodes: 4, algorithm.learning_starts: 4}\n"
     )
     with cluster.start("sweep", str(file), "--out", str(out), "--json") as process:
-        wait_for(lambda: all((out / f"vdn-games-two-step-seed{seed}").exists() for seed in (1, 2)))
-        runs = sorted(path.parent for path in out.glob("*/config.yaml"))
+        runs = [out / f"vdn-two-step-seed{seed}" for seed in (1, 2)]
         wait_for(lambda: all(len(records(run)) > 12 for run in runs))
         cluster.kill(min(cluster.cluster.worker_nodes, key=lambda node: node.unique_id))
         cluster.add()
@@ -150,9 +151,6 @@ def test_a_sweep_goes_on_when_the_node_of_a_trial_dies(cluster: Nodes, tmp_path:
 
 
 def test_last_words_are_said_only_by_those_who_die(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     program = "import os, sys\nfrom trainers.last_words import last_words\nwith last_words('farewell'):\n    "
     for end, said in {"pass": "", "sys.exit(3)": "", "os.kill(os.getpid(), 9)": "farewell\n"}.items():
         done = subprocess.run([sys.executable, "-c", program + end], capture_output=True, text=True, env=os.environ)
