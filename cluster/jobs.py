@@ -58,12 +58,13 @@ def connect(address: str, token_file: Path | None) -> Client:
     token = _token(token_file)
     with explained(address):
         client = Client(address, headers={"Authorization": f"Bearer {token}"} if token else None)
-        client.list_jobs()  # the version is told to everybody
     if client._server_ray_version != ray.__version__:
         raise InputError(
             f"the cluster at {address} runs Ray {client._server_ray_version}, expected {ray.__version__}: "
             "start it from cluster/Dockerfile or with requirements.txt"
         )
+    with explained(address):
+        client.list_jobs()  # the version is told to everybody, this is not
     return client
 
 
