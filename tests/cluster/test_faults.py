@@ -48,13 +48,13 @@ def test_a_training_outlives_its_runners_nodes_and_says_when_none_is_left(cluste
     with cluster.start("train", "vdn", *SMALL, *ENDLESS, "--runners", "2", "--run", str(run)) as process:
         wait_for(lambda: len(records(run)) > 10)
         cluster.kill(min(cluster.cluster.worker_nodes, key=lambda node: node.unique_id))
-        wait_for(lambda: latest(run)["runners_mean"] == 1, 30)
+        print(f"runner's node: an iteration without it after {wait_for(lambda: latest(run)['runners_mean'] == 1, 30):.1f} s")
         there = len(records(run))
         wait_for(lambda: len(records(run)) > there + 20, 30)  # it does not wait for the lost one, in no iteration
         steps = [record["env_steps"] for record in records(run)]
         assert {after - before for before, after in pairwise(steps)} == {ROUND, ROUND // 2}
         cluster.add()
-        wait_for(lambda: latest(run)["runners_mean"] == 2, 60)
+        print(f"new node: its runner samples after {wait_for(lambda: latest(run)['runners_mean'] == 2, 60):.1f} s")
         for node in list(cluster.cluster.worker_nodes):
             cluster.kill(node)
         _, said = process.finished(1)
@@ -79,8 +79,8 @@ def test_asynchronous_runners_are_replaced_when_their_node_dies_or_when_they_han
         wait_for(lambda: len(records(run)) > 10 and latest(run)["runners_mean"] == 2)
         hanging = min(runners(cluster) - others, key=lambda runner: runner.pid)
         hanging.send_signal(signal.SIGSTOP)
-        wait_for(lambda: latest(run)["runners_mean"] == 1, 30)
-        wait_for(lambda: latest(run)["runners_mean"] == 2, 60)
+        print(f"runner hangs: an iteration without it after {wait_for(lambda: latest(run)['runners_mean'] == 1, 30):.1f} s")
+        print(f"and another in its place after {wait_for(lambda: latest(run)['runners_mean'] == 2, 60):.1f} s")
         assert not hanging.is_running() or hanging.status() == psutil.STATUS_ZOMBIE
         cluster.kill(min(cluster.cluster.worker_nodes, key=lambda node: node.unique_id))
         wait_for(lambda: latest(run)["runners_mean"] == 1, 30)
@@ -100,9 +100,11 @@ def test_a_learner_that_dies_ends_the_training_and_its_checkpoint_goes_on(cluste
         for node in list(cluster.cluster.worker_nodes):
             cluster.kill(node)
         _, said = process.finished(1)
+    took = time.monotonic() - started
     for _ in range(2):
         cluster.add()
-    assert time.monotonic() - started < 40
+    print(f"learner's node: the training has ended after {took:.1f} s")
+    assert took < 40
     (line,) = [line for line in said.splitlines() if line.startswith("edgeflock:")]
     assert "a learner is lost" in line or "learners did not answer" in line
     last = latest(run)["iteration"]
@@ -117,8 +119,10 @@ def test_a_head_that_dies_takes_the_driver_along_which_says_how_to_go_on(tmp_pat
         port = int(cluster.address.rpartition(":")[2])
         with cluster.start("train", "vdn", *SMALL, *ENDLESS, "--runners", "1", "--run", str(run)) as process:
             wait_for(lambda: len(records(run)) > 10)
+            killed = time.monotonic()
             cluster.kill(cluster.cluster.head_node)
             _, said = process.finished(1)
+            print(f"head: the driver has ended after {time.monotonic() - killed:.1f} s")
         reached = latest(run)["iteration"]
         assert f"to go on from its last checkpoint: edgeflock train vdn --run {run} --resume" in said
         cluster.restart(port)
