@@ -111,13 +111,11 @@ def asynchronous(measured: Measured, runners: int, constant_share: bool, assumed
 
 
 def saturation(measured: Measured, constant_share: bool, assumed: Assumed) -> tuple[int, str]:
-    """The number of runners beyond which more are no gain (at most `MOST`), and the stage that is full then."""
-    for runners in range(1, MOST + 1):
-        rates = stages(measured, runners, constant_share, assumed)
-        full = min(rates, key=lambda stage: rates[stage])
-        if full != "runners":
-            return runners, full
-    return MOST, "runners"
+    """Runners with which asynchronous sampling reaches 80 % of what it does with `MOST`, and the stage that is full then."""
+    rates = [asynchronous(measured, runners, constant_share, assumed) for runners in range(1, MOST + 1)]
+    enough = next(runners for runners, rate in enumerate(rates, start=1) if rate >= 0.8 * rates[-1])
+    full = stages(measured, enough, constant_share, assumed)
+    return enough, min(full, key=lambda stage: full[stage])
 
 
 def draw(all_measured: Sequence[Measured], assumed: Assumed) -> Figure:

@@ -168,7 +168,7 @@ def table(one: Measured) -> str:
         lines.append("| " + " | ".join([*cells, *[""] * (5 - len(cells))]) + " |")
     for share, words in ((True, "updates for every answer"), (False, "updates a round")):
         count, stage = saturation(one, share, Assumed())
-        lines.append(f"\n{words}: the {stage} are the limit from {count} runners on")
+        lines.append(f"\n{words}: {count} runners have 80 % of what 1,000 have, limited by: {stage}")
     return "\n".join(lines)
 
 
