@@ -35,6 +35,7 @@ class Policies:
     def __init__(self, settings: dict[str, Any], sessions: DeploymentHandle) -> None:
         torch.set_num_threads(1)  # the networks are small
         self._settings = read_settings(settings)
+        os.makedirs(self._settings.metrics_folder, exist_ok=True)  # on each node of a cluster
         metrics = Metrics()
         self._shelf = Shelf(metrics, self._settings.limits.batch)
         self._application = Application(
