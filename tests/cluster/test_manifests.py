@@ -155,7 +155,7 @@ def test_commands_of_jobs_are_commands_of_ours(name: str) -> None:
 
 
 def test_the_service_is_what_serve_writes(tmp_path: Path) -> None:
-    """Where this fails: put what the command in the manifest's head writes into its serveConfigV2."""
+    """Where this fails after a change of serve/: python -m cluster.service_manifest."""
     text = (CLUSTER / "kuberay" / "rayservice.yaml").read_text()
     (command,) = re.findall(r"XDG_STATE_HOME=/tmp (edgeflock serve .*?) --write-config", text.replace("\n#    ", ""), re.DOTALL)
     written = tmp_path / "serve.yaml"
