@@ -38,6 +38,11 @@ class Admission:
         """How long a request that came now would wait for those before it."""
         return self._waiting * self._busy_s / self._done if self._done else 0.0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a request that came now would wait longer than the longest time."""
+        return self._requests >= FEW and self.expected_wait_s > self._longest_wait_s
+
     @contextmanager
     def admitted(self, length: int) -> Iterator[None]:
         """Lasts until a request whose body has `length` bytes is answered. The first `FEW` always are.
@@ -45,7 +50,7 @@ class Admission:
         Raises:
             Overloaded: It would wait longer than the longest time.
         """
-        if self._requests >= FEW and self.expected_wait_s > self._longest_wait_s:
+        if self.is_full:
             raise Overloaded
         size, entered = length + EVERY, self._clock()
         self._requests += 1

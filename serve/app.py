@@ -97,6 +97,8 @@ class Application:
                 async with asyncio.timeout(self.limits.time_s):
                     if request.method != "POST":
                         return await handler(request)
+                    if self._admission.is_full:  # before it is read, which is most of the work of a refusal
+                        raise Overloaded
                     request.state.body = await self._body(request)
                     with self._admission.admitted(len(request.state.body)):
                         return await handler(request)

@@ -14,20 +14,22 @@ Result = TypeVar("Result")
 class Batcher(Generic[Job, Result]):
     """Gathers what arrives while the last batch is computed: nobody waits for a batch to fill up.
 
-    Quick policies are computed in the event loop's own thread, where handing over would cost more than the computation; slow
+    Quick batches are computed in the event loop's own thread, where handing over would cost more than the computation; slow
     ones in a thread of their own, so that the server goes on answering meanwhile.
     """
 
-    def __init__(self, compute: Callable[[Sequence[Job]], list[Result]], in_thread: bool, largest: int) -> None:
+    def __init__(
+        self, compute: Callable[[Sequence[Job]], list[Result]], is_slow: Callable[[Sequence[Job]], bool], largest: int
+    ) -> None:
         """
         Args:
             compute: Jobs of one kind to their results, in order.
-            in_thread: Whether it is slow.
+            is_slow: Whether that takes so long that others should not wait for it.
             largest: Most jobs of one batch.
         """
-        self._compute = compute
+        self._compute, self._is_slow = compute, is_slow
         self._largest = largest
-        self._thread = ThreadPoolExecutor(1, "policy") if in_thread else None
+        self._thread = ThreadPoolExecutor(1, "policy")
         self._waiting: dict[Hashable, list[tuple[Job, asyncio.Future[Result]]]] = {}
         self._busy = False
 
@@ -47,7 +49,7 @@ class Batcher(Generic[Job, Result]):
             self._busy = False
             return
         jobs = [job for job, _ in batch]
-        if self._thread is None:
+        if not self._is_slow(jobs):
             try:
                 results: list[Result] | Exception = self._compute(jobs)
             except Exception as error:

@@ -120,6 +120,8 @@ def use_haproxy() -> None:
     """Has to come before Ray Serve is imported, which reads its environment then."""
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     os.environ.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", "1")
+    # HAProxy forgets a replica that ends within a second; Ray would keep it for 30.
+    os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "3")
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")  # a decision can be asked for again
 
 

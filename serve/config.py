@@ -23,9 +23,9 @@ class Limits(BaseModel):
     time_s: float = Field(5.0, gt=0, description="longest time for a request, from its arrival to its answer")
     teams: int = Field(1024, ge=1, description="most teams of one request")
     batch: int = Field(256, ge=1, description="most requests that are decided together")
-    wait_s: float = Field(0.05, ge=0, description="longest time to wait for requests before it; who would wait longer gets 503")
-    ongoing: int = Field(32, ge=1, description="requests that a replica works on at once")
-    queued: int = Field(32, ge=1, description="requests that may wait besides; more are refused with 503")
+    wait_s: float = Field(0.1, ge=0, description="longest time to wait for requests before it; who would wait longer gets 503")
+    ongoing: int = Field(96, ge=1, description="requests that a replica works on at once")
+    queued: int = Field(16, ge=1, description="requests that may wait besides; more are refused with 503")
     retry_after_s: float = Field(1.0, ge=0, description="when whoever was refused should try again")
 
 

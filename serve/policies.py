@@ -27,6 +27,9 @@ from trainers.learned_policy import LearnedPolicy, bundle_folder, load_policy
 SLOW_S = 0.01
 """A policy that takes longer for one team is computed in a thread."""
 
+MANY = 64
+"""So is a batch of more teams."""
+
 TRIALS = 16
 """Steps of the episode of random observations on which a recorded decision is tried."""
 
@@ -90,7 +93,8 @@ class HostedPolicy:
         self.example = self._example(bundle)
         self._recorded = self._record()
         self._metrics = metrics
-        self._batcher: Batcher[Job, Decided] = Batcher(self._compute, self._warm_up() > SLOW_S, largest_batch)
+        self._seconds = self._warm_up()
+        self._batcher: Batcher[Job, Decided] = Batcher(self._compute, self._is_slow, largest_batch)
         module = self.policy.module if isinstance(self.policy, LearnedPolicy) else None
         self.decentralised = isinstance(getattr(module, "network", None), TeamNetwork)  # bandits have none
         self._agents: dict[str, HostedAgent] = {}
@@ -132,6 +136,9 @@ class HostedPolicy:
     async def decide(self, job: Job) -> Decided:
         """Decides for the job's teams, together with others that are waiting."""
         return await self._batcher.submit(job.kind, job)
+
+    def _is_slow(self, jobs: Sequence[Job]) -> bool:
+        return self._seconds > SLOW_S or sum(len(job.rows) for job in jobs) > MANY
 
     @property
     def recorded(self) -> bool:

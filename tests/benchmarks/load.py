@@ -27,10 +27,12 @@ class Outcome:
     Attributes:
         finished: Of each request: when it was sent, in seconds since the start, its latency in seconds, and its status.
         seconds: How long it took altogether.
+        late_s: By how much requests were sent later than they were due, since the generator had too much to do.
     """
 
     finished: list[tuple[float, float, int]] = field(default_factory=list)
     seconds: float = 0.0
+    late_s: list[float] = field(default_factory=list)
 
     @property
     def statuses(self) -> Counter[int]:
@@ -50,7 +52,8 @@ class Outcome:
     def __str__(self) -> str:
         statuses = ", ".join(f"{count} x {status or 'failed'}" for status, count in sorted(self.statuses.items()))
         latency = " / ".join(f"{self.latency_ms(p):.2f}" for p in (50, 95, 99))
-        return f"{self.rate:.0f} req/s, p50/p95/p99 {latency} ms, {statuses}"
+        late = f", sent {np.percentile(self.late_s, 99) * 1e3:.2f} ms late (p99)" if self.late_s else ""
+        return f"{self.rate:.0f} req/s, p50/p95/p99 {latency} ms, {statuses}{late}"
 
 
 class Connection:
@@ -125,6 +128,7 @@ async def open_loop(url: str, body: bytes, rate: float, seconds: float, headers:
 
     async def request(due: float) -> None:
         connection = idle.pop() if idle else Connection(url, body, headers)
+        outcome.late_s.append(time.perf_counter() - start - due)
         status = await connection.post()
         outcome.finished.append((due, time.perf_counter() - start - due, status))
         idle.append(connection)

@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--proxy", choices=["default", "haproxy"], default="default")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--teams", type=int, default=64, help="in each request of the overload")
+    parser.add_argument("--teams", type=int, default=512, help="in each request of the overload")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="as for edgeflock serve")
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     if asked.proxy == "haproxy":
@@ -43,7 +44,7 @@ def main() -> None:
 
     sources = PolicySources(policies={"policy": asked.bundle.resolve()})
     with tempfile.TemporaryDirectory() as folder:
-        settings = make_settings(None, Path(folder) / "key", Path(folder) / "metrics", [])
+        settings = make_settings(None, Path(folder) / "key", Path(folder) / "metrics", asked.overrides)
         prepare(settings, sources)
         host = "0.0.0.0" if asked.proxy == "haproxy" else "127.0.0.1"
         scaling = Scaling(replicas=asked.replicas, num_cpus=0.5)

@@ -46,7 +46,7 @@ class Recorder:
 @pytest.mark.parametrize("in_thread", [False, True])
 async def test_what_arrives_together_is_computed_together_by_kind(in_thread: bool) -> None:
     recorder = Recorder()
-    batcher: Batcher[int, int] = Batcher(recorder, in_thread, largest=3)
+    batcher: Batcher[int, int] = Batcher(recorder, lambda jobs: in_thread, largest=3)
     results = await asyncio.gather(*(batcher.submit(job % 2, job) for job in range(10)))
     assert results == [-job for job in range(10)]
     assert sorted(job for batch in recorder.batches for job in batch) == list(range(10))
@@ -58,7 +58,7 @@ async def test_what_arrives_together_is_computed_together_by_kind(in_thread: boo
 @pytest.mark.anyio
 @pytest.mark.parametrize("in_thread", [False, True])
 async def test_a_batch_that_fails_harms_no_other(in_thread: bool) -> None:
-    batcher: Batcher[int, int] = Batcher(Recorder(), in_thread, largest=8)
+    batcher: Batcher[int, int] = Batcher(Recorder(), lambda jobs: in_thread, largest=8)
     results = await asyncio.gather(*(batcher.submit(job == 13, job) for job in (1, 13, 2)), return_exceptions=True)
     assert (results[0], results[2]) == (-1, -2)
     assert isinstance(results[1], RuntimeError)
@@ -68,7 +68,7 @@ async def test_a_batch_that_fails_harms_no_other(in_thread: bool) -> None:
 @pytest.mark.anyio
 async def test_a_job_whose_client_has_gone_is_not_computed() -> None:
     recorder = Recorder()
-    batcher: Batcher[int, int] = Batcher(recorder, False, largest=8)
+    batcher: Batcher[int, int] = Batcher(recorder, lambda jobs: False, largest=8)
     waiting = asyncio.create_task(batcher.submit(0, 1))
     other = asyncio.create_task(batcher.submit(0, 2))
     await asyncio.sleep(0)
