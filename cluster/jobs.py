@@ -98,12 +98,10 @@ def explained(address: str) -> Iterator[None]:
             f"no Ray cluster answers at {address}: start one with `ray start --head`, or give --address http://HOST:8265"
         ) from None
     except (requests.RequestException, KeyError):
-        raise InputError(f"what answers at {address} is no Ray cluster: expected its dashboard, usually port 8265") from None
+        raise InputError(_no_cluster(address)) from None
     except RuntimeError as error:
         if "404" in str(error) and "Version check" in str(error):
-            raise InputError(
-                f"what answers at {address} is no Ray cluster: expected its dashboard, usually port 8265"
-            ) from None
+            raise InputError(_no_cluster(address)) from None
         lines = str(error).strip().splitlines()
         raise Failure(f"the cluster at {address} refuses: {lines[-1] if lines else type(error).__name__}") from None
 
