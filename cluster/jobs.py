@@ -89,7 +89,8 @@ def explained(address: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        what = "wants a token" if "required" in str(error) else "does not take this token"
+        missing = any(words in str(error) for words in ("required", "couldn't find"))  # of the cluster, of Ray here
+        what = "wants a token" if missing else "does not take this token"
         raise InputError(
             f"the cluster at {address} {what}: give --token-file FILE with the one of its head (`ray get-auth-token` there)"
         ) from None

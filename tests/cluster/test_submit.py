@@ -112,19 +112,25 @@ def test_a_wrong_command_is_known_before_anything_is_sent(command: list[str], co
     assert done.stdout == ""
 
 
-def test_tokens(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(InputError, match="wants a token: give --token-file FILE"):
-        connect(head.address, None)
+def test_tokens(head: Head, tmp_path: Path) -> None:
+    """In processes of their own, as Ray remembers the first token that it found."""
+
+    def asked(*options: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [BIN / "edgeflock", "jobs", "--address", head.address, *options]
+        variables = {**head.environment, **environment}
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+
     (tmp_path / "other").write_text("another-token-of-32-characters-or-more")
-    with pytest.raises(InputError, match="does not take this token: give --token-file FILE"):
-        connect(head.address, tmp_path / "other")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.token_file))
-    connect(head.address, None)
-    with pytest.raises(InputError, match="cannot be read as a token file"):
-        connect(head.address, tmp_path / "none")
+    for options, complaint in (
+        ([], "wants a token: give --token-file FILE"),
+        (["--token-file", tmp_path / "other"], "does not take this token: give --token-file FILE"),
+        (["--token-file", tmp_path / "none"], "cannot be read as a token file"),
+    ):
+        refused = asked(*options)
+        assert refused.returncode == 2
+        assert complaint in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    assert asked(RAY_AUTH_TOKEN_PATH=str(head.token_file)).returncode == 0
 
 
 class Answering(http.server.BaseHTTPRequestHandler):
