@@ -103,6 +103,11 @@ def explained(address: str) -> Iterator[None]:
     except RuntimeError as error:
         if "404" in str(error) and "Version check" in str(error):
             raise InputError(_no_cluster(address)) from None
+        if "No available agent" in str(error):
+            raise Failure(
+                f"the cluster at {address} cannot take jobs: no node's agent answers; it may still be starting, or another Ray "
+                "has its port: start the head with --dashboard-agent-listen-port=PORT"
+            ) from None
         lines = str(error).strip().splitlines()
         raise Failure(f"the cluster at {address} refuses: {lines[-1] if lines else type(error).__name__}") from None
 
