@@ -118,6 +118,9 @@ class SweepConfig(Strict):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] | None = Field(None, min_length=1)
     random: dict[str, Draw] | None = Field(None, min_length=1)
     draws: int | None = Field(None, ge=1, description="how many points `random` draws; every algorithm gets the same ones")
+    points: dict[str, Overrides] | None = Field(
+        None, min_length=1, description="tried before the draws: name to a value for each key of `random`, e.g. the defaults"
+    )
     draw_seed: int = Field(0, ge=0)
     scheduler: NoScheduler | Asha | Pbt = Field(NoScheduler(), discriminator="kind")
     metric: str = Field("evaluation_return_mean", description="of metrics.jsonl")
@@ -252,6 +255,9 @@ def _complaints(sweep: SweepConfig) -> Iterator[str]:
     """What does not fit together, though every field by itself is good."""
     if (sweep.random is None) != (sweep.draws is None):
         yield "random and draws: expected both or neither"
+    for name, values in (sweep.points or {}).items():
+        if set(values) != set(sweep.random or {}):
+            yield f"points: {name}: expected a value for each key of random ({', '.join(sweep.random or {}) or 'none'})"
     seeds = sweep.seed_list
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         yield f"seeds = {sweep.seeds}: expected different numbers from 0, at least one, or how many"
@@ -295,7 +301,7 @@ def _variants(sweep: SweepConfig) -> list[tuple[str, Overrides]]:
 
 
 def _points(sweep: SweepConfig) -> list[tuple[str, Overrides]]:
-    """(words, overrides) of the points of the grid, times the random draws."""
+    """(words, overrides) of the grid, times the points that are given and drawn."""
     grid = sweep.grid or {}
     points = []
     for values in itertools.product(*grid.values()):
@@ -311,6 +317,7 @@ def _draws(sweep: SweepConfig) -> Iterator[tuple[str, Overrides]]:
     if sweep.random is None:
         yield "", {}
         return
+    yield from (sweep.points or {}).items()
     for index in range(sweep.draws or 0):
         rng = np.random.default_rng([sweep.draw_seed, index])
         yield f"draw{index:02d}", {key: draw.draw(rng) for key, draw in sweep.random.items()}

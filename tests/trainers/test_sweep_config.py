@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from envs.errors import InputError
+from trainers.algorithms import find_algorithm
 from trainers.report_claims import find_claims
 from trainers.sweep_config import SWEEPS, Draw, cost, find_sweep, load_sweep, make_trials
 
@@ -76,6 +77,29 @@ def test_draws_are_the_same_for_every_algorithm_and_every_time(tmp_path: Path) -
     assert trials_of(tmp_path, draw_seed=1, **changes)[0].overrides != trials_of(tmp_path, **changes)[0].overrides
 
 
+def test_points_come_before_the_draws(tmp_path: Path) -> None:
+    trials = trials_of(tmp_path, points={"by hand": {"algorithm.lr": 0.3}}, seeds=[1], algorithms=["qmix"], **DRAWN)
+    assert [trial.label for trial in trials[:3]] == ["qmix by hand", "qmix draw00", "qmix draw01"]
+    assert trials[0].name == "qmix-by-hand-two-step-seed1"
+    assert trials[0].run_config().algorithm.lr == 0.3
+    assert [trial.overrides for trial in trials[1:3]] == [
+        trial.overrides for trial in trials_of(tmp_path, seeds=[1], algorithms=["qmix"], **DRAWN)[:2]
+    ]
+
+
+def test_the_defaults_of_tuning_sweeps_are_the_models_own() -> None:
+    for name in READY:
+        sweep = load_sweep(find_sweep(name))
+        if "tuning" not in name:
+            continue
+        for algorithm in sweep.algorithms:
+            fields = find_algorithm(algorithm).config_class().settings_class.model_fields
+            for key, value in (sweep.points or {})["defaults"].items():
+                field = fields.get(key.removeprefix("algorithm."))
+                assert field is not None
+                assert field.default == value, (name, algorithm, key)
+
+
 def test_draws_stay_in_their_ranges_and_reach_both_ends() -> None:
     rng = np.random.default_rng(0)
     integers = [Draw(integers=(2, 4)).draw(rng) for _ in range(200)]
@@ -136,6 +160,8 @@ DRAWN = {"random": {"algorithm.lr": {"uniform": [0.1, 0.2]}}, "draws": 2}
         ({"random": {"algorithm.lr": {"uniform": [1, 0]}}, "draws": 2}, "a lower and a higher bound"),
         ({"random": {"algorithm.lr": {"log_uniform": [0, 1]}}, "draws": 2}, "above 0"),
         ({"random": {"algorithm.lr": {}}, "draws": 2}, "expected exactly one of"),
+        ({"points": {"a": {"algorithm.lr": 1}}}, "points: a: expected a value for each key of random (none)"),
+        ({"points": {"a": {}}, **DRAWN}, "points: a: expected a value for each key of random (algorithm.lr)"),
         ({"scheduler": {"kind": "asha", "grace": 0}}, "grace = 0"),
         ({"scheduler": POPULATION}, "expected random settings"),
         ({"scheduler": POPULATION, **DRAWN}, "expected one algorithm, scenario and seed"),
@@ -187,7 +213,8 @@ def test_every_problem_has_a_comparison_an_ablation_and_a_tuning() -> None:
 
 def test_every_algorithm_is_tuned_with_as_many_trials() -> None:
     tunings = [load_sweep(find_sweep(name)) for name in READY if "tuning" in name]
-    assert {(sweep.draws, len(sweep.seed_list), sweep.scheduler) for sweep in tunings} == {(16, 1, tunings[0].scheduler)}
+    assert {(sweep.draws, len(sweep.seed_list), sweep.scheduler) for sweep in tunings} == {(10, 1, tunings[0].scheduler)}
+    assert all(list(sweep.points or {}) == ["defaults", "by-hand"] for sweep in tunings)
     compared = [load_sweep(find_sweep(name)) for name in READY if "comparison" in name]
     used = {seed for sweep in compared for seed in sweep.seed_list}
     assert not used & {seed for sweep in tunings for seed in sweep.seed_list}
