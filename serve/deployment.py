@@ -1,21 +1,26 @@
 """The Ray Serve application: replicas that decide, and one place for sessions.
 
 `serve deploy` and `edgeflock serve` deploy the same description (`description`): which policies are served is the deployment's
-`user_config`, so that an update of it is taken over by running replicas, between two requests.
+`user_config`, until an update (`serve.exchange`) puts others in their place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
+import sys
 from typing import Any
 
 import torch
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
+from envs.errors import InputError
 from envs.registry import parse
+from serve import exchange
 from serve.app import Application
 from serve.config import PolicySources, Scaling, ServerSettings, read_settings, read_token
 from serve.metrics import FOLDER, Metrics
@@ -26,6 +31,14 @@ from serve.tokens import StateTokens, read_key
 APPLICATION = "edgeflock"
 IMPORT_PATH = "serve.deployment:build"
 
+SWITCH_S = 0.0005
+"""How soon the thread that answers gets its turn while another one loads a bundle; Python's own 5 ms are five requests."""
+
+STORE_S = 2.0
+"""Longest wait for the cluster's key-value store at a health check."""
+
+log = logging.getLogger("ray.serve")  # goes into the replica's log
+
 
 @serve.deployment
 @serve.ingress()
@@ -34,7 +47,10 @@ class Policies:
 
     def __init__(self, settings: dict[str, Any], sessions: DeploymentHandle) -> None:
         torch.set_num_threads(1)  # the networks are small
+        sys.setswitchinterval(SWITCH_S)
         self._settings = read_settings(settings)
+        self._loaded: PolicySources | None = None
+        self._loading = asyncio.Lock()
         os.makedirs(self._settings.metrics_folder, exist_ok=True)  # on each node of a cluster
         metrics = Metrics()
         self._shelf = Shelf(metrics, self._settings.limits.batch)
@@ -52,9 +68,31 @@ class Policies:
         return self._application
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Loads what is new; who asks meanwhile is answered by what there was."""
-        sources = parse(PolicySources, user_config, "policies").policies
-        await asyncio.to_thread(self._shelf.load, sources)
+        """Serves what was deployed, or what an update has put in its place."""
+        self._deployed = parse(PolicySources, user_config, "policies")
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Loads what is new; who asks meanwhile is answered by what there was.
+
+        Raises:
+            InputError: A bundle is unusable; nothing has changed then.
+        """
+        await self._load(await asyncio.to_thread(exchange.served, self._deployed))
+
+    async def check_health(self) -> None:
+        """Takes over an update that was made while this replica was starting, when nobody could tell it."""
+        try:
+            now = await asyncio.wait_for(asyncio.to_thread(exchange.served, self._deployed), STORE_S)
+            if now != self._loaded:
+                await self._load(now)
+        except (TimeoutError, RuntimeError, RayError, InputError) as error:  # it can still decide
+            log.warning("an update of the policies cannot be taken over: %s", error)
+
+    async def _load(self, sources: PolicySources) -> None:
+        async with self._loading:
+            await asyncio.to_thread(self._shelf.load, sources.policies)
+            self._loaded = sources
         gc.collect()
         gc.freeze()  # requests are many small lists: without this the collector walks through torch and Ray again and again
 

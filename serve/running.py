@@ -6,12 +6,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve._private.api import serve_start
 from ray.serve._private.client import ServeControllerClient
 from ray.serve.context import _get_global_client
@@ -19,7 +20,10 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
 from envs.errors import InputError
+from serve import exchange
+from serve.config import PolicySources
 from serve.deployment import APPLICATION
+from trainers.remote import first_line
 
 START_S = 180.0
 """Longest time until replicas are ready: importing torch and Ray on a busy machine takes its time."""
@@ -88,20 +92,20 @@ def update(sources: dict[str, Path], address: str) -> list[str]:
     """Serves these policies besides (or instead of) those of the same names; returns all names.
 
     Raises:
-        InputError: No such application runs at the address of this Ray cluster.
+        InputError: No such application runs at the address of this Ray cluster, or a replica cannot load a bundle.
     """
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except ConnectionError:
         raise InputError(f"no Ray cluster runs at {address!r}: start the server with `edgeflock serve`") from None
     try:
-        return redeploy(sources)
+        return exchange_policies(sources)
     finally:
         ray.shutdown()
 
 
-def redeploy(sources: dict[str, Path]) -> list[str]:
-    """`update` on the cluster to which this process is connected."""
+def exchange_policies(sources: dict[str, Path]) -> list[str]:
+    """`update` on the cluster to which this process is connected. Either all replicas take it over, or none."""
     try:
         client = _get_global_client()
     except RayServeException:
@@ -109,10 +113,30 @@ def redeploy(sources: dict[str, Path]) -> list[str]:
     found = client.get_serve_details()["applications"].get(APPLICATION)
     if found is None or not found["deployed_app_config"]:
         raise InputError(f"Ray Serve runs there without the application {APPLICATION!r}")
-    whole = {"applications": [found["deployed_app_config"]]}
-    (policies,) = [one for one in whole["applications"][0]["deployments"] if one["name"] == "Policies"]
-    together = policies["user_config"]["policies"] | {name: str(folder) for name, folder in sources.items()}
-    policies["user_config"] = {"policies": together}
-    client.deploy_apps(ServeDeploySchema.model_validate(whole))
-    wait_until_running(client)
-    return list(together)
+    (policies,) = [one for one in found["deployed_app_config"]["deployments"] if one["name"] == "Policies"]
+    deployed = PolicySources.model_validate(policies["user_config"])
+    together = PolicySources(policies=exchange.served(deployed).policies | sources)
+    before = exchange.read()
+    exchange.write(deployed, together)
+    try:
+        refresh_replicas()
+    except Exception as error:
+        exchange.restore(before)
+        with suppress(Exception):
+            refresh_replicas()
+        raise InputError(
+            f"nothing has changed, as a replica cannot take this over: {first_line(getattr(error, 'cause', None) or error)}"
+        ) from None
+    return list(together.policies)
+
+
+def refresh_replicas() -> None:
+    """Lets all replicas that run look at what they have to serve. One that dies meanwhile looks when it starts again."""
+    policies = serve.get_deployment_handle("Policies", APPLICATION)
+    for last in (False, False, True):
+        try:
+            policies.broadcast("refresh").results(timeout_s=START_S)
+            return
+        except RayActorError:
+            if last:
+                raise

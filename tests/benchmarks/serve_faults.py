@@ -93,10 +93,10 @@ def kill_replica() -> None:
 
 def swap(bundle: Path) -> None:
     """The other version, as `edgeflock serve-update` deploys it."""
-    from serve.running import redeploy
+    from serve.running import exchange_policies
 
     started = time.perf_counter()
-    redeploy({"policy": bundle})
+    exchange_policies({"policy": bundle})
     print(f"(the swap took {time.perf_counter() - started:.1f} s)")
 
 

@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import ray
 from click.testing import CliRunner
+from ray import serve
 
 from envs.errors import InputError
+from serve import exchange
 from serve.cli import make_settings, serve_command
 from serve.config import PolicySources, Scaling
-from serve.deployment import description, prepare
+from serve.deployment import APPLICATION, description, prepare
 from serve.policies import bundle_version
-from serve.running import redeploy, server
+from serve.running import exchange_policies, server
 from tests.serve.episodes import body_of, numbers_of, played
 from tests.serve.serving import make_bundle
 from trainers.bundle import WEIGHTS
@@ -103,7 +106,7 @@ async def test_a_new_version_comes_without_a_failed_request(url: str, bundles: d
 
     async with client(url) as http:
         clients = [asyncio.create_task(traffic(http)) for _ in range(3)]
-        names = await asyncio.to_thread(redeploy, {"dialogue": other})
+        names = await asyncio.to_thread(exchange_policies, {"dialogue": other})
         assert names == ["dialogue", "greedy"]
         answered = len(seen)
         while len(seen) < answered + 50:
@@ -119,6 +122,47 @@ async def test_a_new_version_comes_without_a_failed_request(url: str, bundles: d
     assert {version for _, version in seen[answered + 3 :]} == {new}
 
 
+async def test_replicas_that_start_later_serve_the_update(url: str, bundles: dict[str, Path], tmp_path: Path) -> None:
+    other = make_bundle(tmp_path, "mappo", "dialogue/d8", [], seed=10)
+    await asyncio.to_thread(exchange_policies, {"dialogue": other})
+    old = replicas()
+    old[0].kill()
+    async with client(url) as http:
+        async with asyncio.timeout(60):
+            while set(replicas()) <= set(old) or serve.status().applications[APPLICATION].status != "RUNNING":
+                await asyncio.sleep(0.2)
+        answers = [await http.get("/v1/policies/dialogue") for _ in range(40)]
+        seen = {answer.json()["version"] for answer in answers if answer.status_code == 200}
+        assert seen == {bundle_version(other)}
+
+
+async def test_an_update_with_a_broken_bundle_changes_nothing(url: str, bundles: dict[str, Path], tmp_path: Path) -> None:
+    broken = shutil.copytree(bundles["dialogue"], tmp_path / "broken")
+    flip_a_bit(broken)
+    async with client(url) as http:
+        before = (await http.get("/v1/policies")).json()
+        with pytest.raises(InputError) as error:
+            await asyncio.to_thread(exchange_policies, {"greedy": bundles["greedy"], "dialogue": broken})
+        assert "nothing has changed" in str(error.value)
+        assert "the checksum is not the manifest's" in str(error.value)
+        assert "\n" not in str(error.value)
+        for _ in range(10):
+            assert [card["version"] for card in (await http.get("/v1/policies")).json()["policies"]] == [
+                card["version"] for card in before["policies"]
+            ]
+
+
+async def test_a_deployment_of_other_policies_ends_an_update(url: str, bundles: dict[str, Path]) -> None:
+    deployed = PolicySources(policies={name: bundles[name] for name in ("dialogue", "greedy")})
+    assert exchange.served(deployed) != deployed  # the tests before have seen to that
+    other = PolicySources(policies={"dialogue": bundles["dialogue"]})
+    assert exchange.served(other) == other
+    record = exchange.read()
+    exchange.restore(None)
+    assert exchange.served(deployed) == deployed
+    exchange.restore(record)
+
+
 async def test_a_broken_bundle_is_not_taken(url: str, bundles: dict[str, Path], tmp_path: Path) -> None:
     broken = shutil.copytree(bundles["dialogue"], tmp_path / "broken")
     flip_a_bit(broken)
@@ -126,6 +170,12 @@ async def test_a_broken_bundle_is_not_taken(url: str, bundles: dict[str, Path], 
     assert isinstance(result.exception, InputError)
     assert "the checksum is not the manifest's" in str(result.exception)
     assert not (tmp_path / "key").exists()
+
+
+def replicas() -> list[psutil.Process]:
+    """The processes that decide."""
+    titles = {one: one.as_dict(["cmdline"])["cmdline"] or [] for one in psutil.Process().children(recursive=True)}
+    return [one for one, title in titles.items() if "ServeReplica:edgeflock:Policies" in " ".join(title)]
 
 
 def flip_a_bit(bundle: Path) -> None:
