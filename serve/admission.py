@@ -6,6 +6,7 @@ here is the length of what was received, with which the work grows.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,11 @@ from contextlib import contextmanager
 MEMORY = 256
 """Over about so many requests the time for a byte is averaged: a pause of the machine counts little, another load soon."""
 
-FEW = 8
-"""So many requests are always taken on: what one of them takes says little before some have been answered."""
+FEW = 2
+"""So many requests are always taken on: one is answered, and the next one is there."""
+
+RECOVERY_S = 1.0
+"""So long after it did something else the server may still be working off what came meanwhile."""
 
 EVERY = 1000
 """Bytes that are added to each request's length: the work that is the same for all."""
@@ -31,6 +35,7 @@ class Admission:
         self._longest_wait_s, self._clock = longest_wait_s, clock
         self._requests = self._waiting = 0  # taken on, and their bytes
         self._answered = clock()  # when the last request was
+        self._busy_otherwise, self._patient_until = 0, -math.inf
         self._busy_s = self._done = 0.0  # with about the last `MEMORY` requests, and their bytes
 
     @property
@@ -40,8 +45,19 @@ class Admission:
 
     @property
     def is_full(self) -> bool:
-        """Whether a request that came now would wait longer than the longest time."""
-        return self._requests >= FEW and self.expected_wait_s > self._longest_wait_s
+        """Whether a request that came now would wait longer than the longest time, and has to."""
+        late = self._requests >= FEW and self.expected_wait_s > self._longest_wait_s
+        return late and not self._busy_otherwise and self._clock() >= self._patient_until
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Nobody is refused while the server does something else as well, such as loading a bundle, and shortly after."""
+        self._busy_otherwise += 1
+        try:
+            yield
+        finally:
+            self._busy_otherwise -= 1
+            self._patient_until = self._clock() + RECOVERY_S
 
     @contextmanager
     def admitted(self, length: int) -> Iterator[None]:

@@ -11,8 +11,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from pydantic import BaseModel
@@ -30,11 +30,14 @@ from serve.config import Limits, SessionSettings
 from serve.metrics import Metrics
 from serve.open_inference import OpenInference
 from serve.policies import Decided, HostedAgent, HostedPolicy, Job, Shelf
-from serve.schemas import AgentSchema, PolicySchema
 from serve.sessions import Session, Sessions
 from serve.tokens import StateLayout, StateTokens
 
 log = logging.getLogger("ray.serve")  # goes into the replica's log
+LARGE = 2**15
+"""Bytes beyond which requests are answered one after the other. Little is won by doing them together, and whoever came first
+would wait for those who came later as well."""
+
 OPEN = ("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready")
 """What needs no bearer token: pages without data, and health."""
 
@@ -55,9 +58,8 @@ class Application:
         self.shelf, self.tokens, self.sessions, self.metrics, self.limits = shelf, tokens, sessions, metrics, limits
         self._session_settings = session_settings
         self._admission = Admission(limits.wait_s)
+        self._turns = asyncio.Lock()  # fair: whoever came first is next
         self._bearer = None if bearer is None else f"Bearer {bearer}".encode()
-        self._schemas: WeakKeyDictionary[HostedPolicy, PolicySchema] = WeakKeyDictionary()
-        self._agent_schemas: WeakKeyDictionary[HostedPolicy, AgentSchema] = WeakKeyDictionary()
         routes = [
             Route("/v1/policies/{name}/decide", self._guarded(self.decide), methods=["POST"]),
             Route("/v1/policies/{name}/agents/{agent}/decide", self._guarded(self.agent_decide), methods=["POST"]),
@@ -88,6 +90,10 @@ class Application:
         shown = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         return hmac.compare_digest(shown, self._bearer)
 
+    def patience(self) -> AbstractContextManager[None]:
+        """While the server keeps itself busy, see `Admission.patience`."""
+        return self._admission.patience()
+
     def _guarded(self, handler: Handler) -> Handler:
         """The handler within the time limit, with refusals and failures as answers of one line."""
 
@@ -100,8 +106,10 @@ class Application:
                     if self._admission.is_full:  # before it is read, which is most of the work of a refusal
                         raise Overloaded
                     request.state.body = await self._body(request)
-                    with self._admission.admitted(len(request.state.body)):
-                        return await handler(request)
+                    length = len(request.state.body)
+                    with self._admission.admitted(length):
+                        async with self._turns if length > LARGE else nullcontext():
+                            return await handler(request)
             except Overloaded:
                 self.metrics.turned_away()
                 return self._full("requests: too many are waiting").response()
@@ -125,7 +133,7 @@ class Application:
         policy = self.policy(request)
         values = read_json(request)
         several = isinstance(values, dict) and "observations" in values
-        schema = self.schema(policy)
+        schema = policy.schema
         asked: Any = validated(schema.batch_request if several else schema.request, values)
         if several:
             answer, teams = await self._decide_for_teams(policy, asked)
@@ -201,7 +209,7 @@ class Application:
         """`POST /v1/policies/{name}/agents/{agent}/decide`."""
         started = time.perf_counter()
         policy, agent = self._agent(request)
-        asked: Any = validated(self.agent_schema(policy).request, read_json(request))
+        asked: Any = validated(policy.agent_schema.request, read_json(request))
         policy, agent, states = self._remembered(policy, agent, asked.state)
         job = checked_job(agent.codec, asked.observation, asked.action_mask, states)
         messages = checked_messages(asked.messages)
@@ -215,7 +223,7 @@ class Application:
     async def agent_intend(self, request: Request) -> Response:
         """`POST /v1/policies/{name}/agents/{agent}/intend`."""
         policy, agent = self._agent(request)
-        asked: Any = validated(self.agent_schema(policy).intend_request, read_json(request))
+        asked: Any = validated(policy.agent_schema.intend_request, read_json(request))
         policy, agent, states = self._remembered(policy, agent, asked.state)
         message = agent.intend(checked_job(agent.codec, asked.observation, None, states))
         return json_response(self._said(policy, agent, message))
@@ -290,8 +298,8 @@ class Application:
     async def openapi(self, request: Request) -> Response:
         """`GET /openapi.json`."""
         policies = list(self.shelf.newest.values())
-        schemas = {policy: self.schema(policy) for policy in policies}
-        agents = {policy: self.agent_schema(policy) for policy in policies if policy.decentralised}
+        schemas = {policy: policy.schema for policy in policies}
+        agents = {policy: policy.agent_schema for policy in policies if policy.decentralised}
         return json_response(documentation.openapi(schemas, agents, bearer=self._bearer is not None))
 
     # -- what the handlers share --
@@ -340,19 +348,6 @@ class Application:
             return self.tokens.open(owner, token)
         except ValueError as error:
             raise Refusal(422, str(error)) from None
-
-    def schema(self, policy: HostedPolicy) -> PolicySchema:
-        """The models of a policy, made once."""
-        if policy not in self._schemas:
-            self._schemas[policy] = PolicySchema(policy.name, policy.spec, policy.policy.scores_are, policy.codec)
-        return self._schemas[policy]
-
-    def agent_schema(self, policy: HostedPolicy) -> AgentSchema:
-        """The models of a policy's agents, made once."""
-        if policy not in self._agent_schemas:
-            agent = policy.agent(policy.spec.agents[0])
-            self._agent_schemas[policy] = AgentSchema(policy.name, policy.spec, agent.codec, agent.intent_size)
-        return self._agent_schemas[policy]
 
     async def _body(self, request: Request) -> bytes:
         most = self.limits.body_bytes

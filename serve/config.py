@@ -24,8 +24,8 @@ class Limits(BaseModel):
     teams: int = Field(1024, ge=1, description="most teams of one request")
     batch: int = Field(256, ge=1, description="most requests that are decided together")
     wait_s: float = Field(0.1, ge=0, description="longest time to wait for requests before it; who would wait longer gets 503")
-    ongoing: int = Field(96, ge=1, description="requests that a replica works on at once")
-    queued: int = Field(16, ge=1, description="requests that may wait besides; more are refused with 503")
+    ongoing: int = Field(256, ge=1, description="requests that a replica works on at once")
+    queued: int = Field(64, ge=1, description="requests that may wait besides; more are refused with 503")
     retry_after_s: float = Field(1.0, ge=0, description="when whoever was refused should try again")
 
 

@@ -31,6 +31,10 @@ from serve.tokens import StateTokens, read_key
 APPLICATION = "edgeflock"
 IMPORT_PATH = "serve.deployment:build"
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""Of a replica's process. What is slow is handed to a thread here (`serve.batching`), so Ray need not run all of it in one, and
+requests need not go from Ray's event loop to another one and back."""
+
 SWITCH_S = 0.0005
 """How soon the thread that answers gets its turn while another one loads a bundle; Python's own 5 ms are five requests."""
 
@@ -91,7 +95,8 @@ class Policies:
 
     async def _load(self, sources: PolicySources) -> None:
         async with self._loading:
-            await asyncio.to_thread(self._shelf.load, sources.policies)
+            with self._application.patience():
+                await asyncio.to_thread(self._shelf.load, sources.policies)
             self._loaded = sources
         gc.collect()
         gc.freeze()  # requests are many small lists: without this the collector walks through torch and Ray again and again
@@ -119,7 +124,7 @@ def description(sources: PolicySources, settings: ServerSettings, scaling: Scali
         "graceful_shutdown_wait_loop_s": 0.5,
         "ray_actor_options": {
             "num_cpus": scaling.num_cpus,
-            "runtime_env": {"env_vars": {FOLDER: str(settings.metrics_folder), "OMP_NUM_THREADS": "1"}},
+            "runtime_env": {"env_vars": {FOLDER: str(settings.metrics_folder), **ENVIRONMENT}},
         },
     }
     if scaling.max_replicas is None:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from serve.batching import Batcher
 from serve.codec import Codec
 from serve.metrics import Metrics
 from serve.recording import RecordedDecision, record
+from serve.schemas import AgentSchema, PolicySchema
 from serve.tokens import StateLayout
 from trainers.bundle import EXAMPLE, MANIFEST, load_bundle
 from trainers.learned_policy import LearnedPolicy, bundle_folder, load_policy
@@ -75,6 +77,7 @@ class HostedPolicy:
     Attributes:
         version: 12 hexadecimal digits of the SHA-256 of the bundle's manifest, which itself holds that of the weights.
         decentralised: Whether single agents of it can decide on their own.
+        schema: What can be asked, and what is answered.
     """
 
     def __init__(self, name: str, folder: Path, metrics: Metrics, largest_batch: int) -> None:
@@ -98,6 +101,7 @@ class HostedPolicy:
         module = self.policy.module if isinstance(self.policy, LearnedPolicy) else None
         self.decentralised = isinstance(getattr(module, "network", None), TeamNetwork)  # bandits have none
         self._agents: dict[str, HostedAgent] = {}
+        self.schema = PolicySchema(name, self.spec, self.policy.scores_are, self.codec)
 
     def _example(self, bundle: Path) -> dict[str, Any]:
         """A request body that suits the policy."""
@@ -125,6 +129,12 @@ class HostedPolicy:
             self._compute([job])
             seconds.append(time.perf_counter() - started)
         return min(seconds)
+
+    @cached_property
+    def agent_schema(self) -> AgentSchema:
+        """What its agents, which are alike, can be asked one by one."""
+        agent = self.agent(self.spec.agents[0])
+        return AgentSchema(self.name, self.spec, agent.codec, agent.intent_size)
 
     def agent(self, name: str) -> HostedAgent:
         """One agent of the team on its own."""
