@@ -20,7 +20,7 @@ from models.team_network import TeamNetwork
 from serve.batching import Batcher
 from serve.codec import Codec
 from serve.metrics import Metrics
-from serve.recording import RecordedDecision, record
+from serve.recording import SIZES, RecordedDecision, record
 from serve.schemas import AgentSchema, PolicySchema
 from serve.tokens import StateLayout
 from trainers.bundle import EXAMPLE, MANIFEST, load_bundle
@@ -33,7 +33,7 @@ MANY = 64
 """So is a batch of more teams."""
 
 TRIALS = 16
-"""Steps of the episode of random observations on which a recorded decision is tried."""
+"""Random observations, in episodes as long as that makes them, on which a recorded decision is tried."""
 
 
 @dataclass
@@ -112,12 +112,15 @@ class HostedPolicy:
         except (OSError, ValueError) as error:
             raise InputError(f"{bundle / EXAMPLE}: cannot be read: {error}") from None
 
-    def _record(self) -> RecordedDecision | None:
-        """Of a policy that is a network, its decision for one team."""
+    def _record(self) -> dict[int, RecordedDecision]:
+        """Of a policy that is a network, its decision for some numbers of teams, the smallest first."""
         if not isinstance(self.policy, LearnedPolicy):
-            return None
-        rows = torch.from_numpy(self.codec.random(TRIALS, seed=0))
-        return record(self.policy, [self.codec.observation(row) for row in rows.split(1)])
+            return {}
+        found = {}
+        for size in SIZES:
+            rows = torch.from_numpy(self.codec.random(TRIALS, seed=0))
+            found[size] = record(self.policy, [self.codec.observation(step) for step in rows.split(size)])
+        return {size: recorded for size, recorded in found.items() if recorded is not None}
 
     def _warm_up(self) -> float:
         """Seconds of the quickest of some decisions for one team; the first ones get torch going."""
@@ -152,17 +155,17 @@ class HostedPolicy:
 
     @property
     def recorded(self) -> bool:
-        """Whether decisions for one team are replayed (`serve.recording`)."""
-        return self._recorded is not None
+        """Whether decisions for few teams are replayed (`serve.recording`)."""
+        return list(self._recorded) == list(SIZES)
 
     @torch.inference_mode()
     def _compute(self, jobs: Sequence[Job]) -> list[Decided]:
-        sizes = [len(job.rows) for job in jobs]
+        first, sizes = jobs[0], [len(job.rows) for job in jobs]
+        teams = sum(sizes)
+        size = teams if first.sampled else next((size for size in self._recorded if size >= teams), teams)
         rows, masks, states = (
-            getattr(jobs[0], name) if len(jobs) == 1 else np.concatenate([getattr(job, name) for job in jobs])
-            for name in ("rows", "masks", "states")
+            _together([getattr(job, name) for job in jobs], size - teams) for name in ("rows", "masks", "states")
         )
-        first = jobs[0]
         observation = self.codec.observation(torch.from_numpy(rows))
         mask, state = torch.tensor(masks), self.layout.to_state(states)
         scores = self.policy.weigh(observation, state, mask).numpy() if first.scores else None
@@ -171,15 +174,19 @@ class HostedPolicy:
             generator.seed() if first.seed is None else generator.manual_seed(first.seed)
             actions, state = self.policy.sample(observation, state, mask, generator)
         else:
-            act = self._recorded if self._recorded is not None and len(rows) == 1 else self.policy.act
-            actions, state = act(observation, state, mask)
-        self._metrics.batch(self.name, sum(sizes))
-        chosen, after = actions.numpy(), self.layout.to_bytes(state, len(rows))
+            actions, state = self._recorded.get(size, self.policy.act)(observation, state, mask)
+        self._metrics.batch(self.name, teams)
+        chosen, after = actions.numpy(), self.layout.to_bytes(state, size)
         ends = np.cumsum(sizes).tolist()
         return [
             Decided(chosen[end - size : end], after[end - size : end], None if scores is None else scores[end - size : end])
             for size, end in zip(sizes, ends, strict=True)
         ]
+
+
+def _together(parts: list[np.ndarray], more: int) -> np.ndarray:
+    """The parts `[B, ...]` as one, with the first row repeated `more` times to fill it up."""
+    return parts[0] if len(parts) == 1 and not more else np.concatenate([*parts, *[parts[0][:1]] * more])
 
 
 class HostedAgent:

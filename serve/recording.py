@@ -1,8 +1,8 @@
-"""A decision for one team without Python between its operations.
+"""Decisions for few teams without Python between their operations.
 
-For a single team a network is little else than the overhead of its calls. Recorded once and replayed by torch, the same
-operations give the same bits in about half the time. What is recorded holds for one team only: batches take the ordinary way,
-where the overhead is shared.
+For few teams a network is little else than the overhead of its calls. Recorded once and replayed by torch, the same operations
+give the same bits in about half the time. What is recorded holds for one number of teams (`SIZES`); between them, others are
+filled up. Larger batches take the ordinary way, where the overhead is shared.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from trainers.learned_policy import LearnedPolicy
 
 Values = dict[str, Tensor]
 
+SIZES = (1, 4, 8)
+"""Numbers of teams whose decisions are recorded."""
+
 
 class RecordedDecision:
-    """`LearnedPolicy.act` for one team, with the same arguments and results."""
+    """`LearnedPolicy.act` for one number of teams, with the same arguments and results."""
 
     def __init__(self, policy: LearnedPolicy, observation: Values, state: Values, mask: Tensor) -> None:
-        """Records the policy's decision on these values, `[1, ...]` each."""
+        """Records the policy's decision on these values, `[B, ...]` each."""
         act = _Act(policy, list(observation), list(state))
         self._act = act
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes that become constants: they are one team's; `record` tests the rest
+            warnings.simplefilter("ignore")  # of sizes that become constants; `record` tests the rest
             traced = torch.jit.trace(act.eval(), self._arguments(observation, state, mask), check_trace=False)
         self._recorded = torch.jit.freeze(traced)
 
@@ -59,9 +62,10 @@ def record(policy: LearnedPolicy, observations: Sequence[Values]) -> RecordedDec
     """The policy's recorded decision; None where torch cannot record it, or where it differs from the policy's own.
 
     Args:
-        observations: Of one team each, of an episode of which any bit of the recording has to agree.
+        observations: Of `B` teams each, of episodes of which any bit of the recording has to agree.
     """
-    state, mask = policy.initial_state(1), policy.spec.choice_exists().expand(1, policy.spec.num_agents, -1, -1)
+    teams = len(next(iter(observations[0].values())))
+    state, mask = policy.initial_state(teams), policy.spec.choice_exists().expand(teams, policy.spec.num_agents, -1, -1)
     try:
         recorded = RecordedDecision(policy, observations[0], state, mask)
         for observation in observations:

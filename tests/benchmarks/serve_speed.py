@@ -72,6 +72,8 @@ def echo_of(name: str, example: dict[str, Any]) -> Any:
     from pydantic import create_model
     from ray import serve
 
+    from serve.deployment import ENVIRONMENT
+
     app = FastAPI()
 
     def kind(value: Any, leaf: type) -> Any:
@@ -88,7 +90,8 @@ def echo_of(name: str, example: dict[str, Any]) -> Any:
 
     echo.__annotations__ = {"value": body, "return": body}
     app.post("/")(echo)
-    deployment: Any = serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.5})(serve.ingress(app)())
+    options = {"num_cpus": 0.5, "runtime_env": {"env_vars": ENVIRONMENT}}  # the same process as a replica that decides
+    deployment: Any = serve.deployment(max_ongoing_requests=64, ray_actor_options=options)(serve.ingress(app)())
     return deployment.bind()
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from envs.registry import make_scenario
 from tests.serve.serving import HEURISTICS, LEARNED, Server, make_bundle
 from trainers.export import export_heuristic
+
+torch.set_num_threads(1)  # as in a replica
 
 
 @pytest.fixture

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import torch
 
 from envs.registry import make_simulator
 from serve.app import Application
+from serve.batching import Batcher
 from serve.config import Limits, SessionSettings
 from serve.metrics import Metrics
-from serve.policies import Shelf
+from serve.policies import HostedPolicy, Shelf, bundle_version
 from serve.sessions import SessionStore
 from serve.tokens import StateTokens
 from trainers.config import make_run_config
@@ -57,6 +59,21 @@ class LocalSessions:
         return call
 
 
+class SharedShelf(Shelf):
+    """Loads every bundle once for all tests."""
+
+    loaded: ClassVar[dict[tuple[str, Path, str], HostedPolicy]] = {}
+
+    def _hosted(self, name: str, folder: Path) -> HostedPolicy:
+        key = name, folder, bundle_version(folder)
+        if key not in self.loaded:
+            self.loaded[key] = super()._hosted(name, folder)
+        hosted = copy.copy(self.loaded[key])
+        hosted._metrics, hosted._agents = self._metrics, {}
+        hosted._batcher = Batcher(hosted._compute, hosted._is_slow, self._largest_batch)
+        return hosted
+
+
 class Server:
     """The application and what it is made of, asked as over HTTP."""
 
@@ -64,7 +81,7 @@ class Server:
         self.now = 0.0
         self.metrics = Metrics()
         self.limits = Limits(**limits)
-        self.shelf = Shelf(self.metrics, self.limits.batch)
+        self.shelf = SharedShelf(self.metrics, self.limits.batch)
         self.shelf.load(sources)
         self.tokens = StateTokens(b"k" * 32)
         store = SessionStore(600.0, sessions, lambda: self.now)
