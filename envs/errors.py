@@ -1,4 +1,4 @@
-"""The one error that bad input raises."""
+"""The errors that users see."""
 
 
 class InputError(ValueError):
@@ -12,4 +12,9 @@ class Failure(RuntimeError):
     """Something outside the program failed for good: one line saying what, and how to go on.
 
     The command line prints the message and exits with code 1; what was done until then is kept.
+
+    Attributes:
+        stuck: A thread is left behind that waits for ever, on which Python's own shutdown would crash.
     """
+
+    stuck = False

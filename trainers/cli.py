@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -551,6 +552,8 @@ def main() -> None:
         raise SystemExit(2) from None
     except Failure as error:
         click.echo(f"edgeflock: {error}", err=True)
+        if error.stuck:
+            os._exit(1)
         raise SystemExit(1) from None
     except click.ClickException as error:
         error.show()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -30,6 +32,7 @@ LOCAL_S = 20.0
 PING_S = 2.0
 """Between two questions whether a lost runner is back."""
 
+T = TypeVar("T")
 Request = Callable[[Any], Any]
 """What a runner is asked to do with itself."""
 
@@ -40,6 +43,12 @@ for noisy in ("ray.rllib.utils.actor_manager", "ray.rllib.env.env_runner_group")
 
 class Lost(Failure):
     """Something without which the training cannot go on is gone."""
+
+
+class Stuck(Lost):
+    """The same, while a thread of this process waits for it inside of Ray."""
+
+    stuck = True
 
 
 @dataclass(frozen=True)
@@ -205,6 +214,26 @@ class RemoteLearners(FaultTolerantActorManager):
         if len(healthy) < self.num_actors():
             raise Lost("a learner is lost")
         return healthy
+
+
+def within(limit_s: float, act: Callable[[], T], what: str) -> T:
+    """What `act` returns. For waits inside of a library that have no limit of their own.
+
+    Raises:
+        Stuck: It takes longer.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(act())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    if not wait([done], limit_s).done:
+        raise Stuck(f"{what} within {limit_s:g} s (training.timeout_s): see to the nodes")
+    return done.result()
 
 
 def first_line(error: BaseException) -> str:

@@ -36,7 +36,7 @@ from trainers.config import RunConfig, TrainingConfig
 from trainers.evaluate import evaluate
 from trainers.figures import read_metrics
 from trainers.learned_policy import build_module, export_policy, load_policy
-from trainers.remote import Lost, Needs, first_line, require_resources
+from trainers.remote import Lost, Needs, Stuck, first_line, require_resources, within
 from trainers.storage import CHECKPOINTS, CONFIG, Mirror
 
 METRICS, BUNDLE = "metrics.jsonl", "bundle"
@@ -84,7 +84,12 @@ def train(config: RunConfig, folder: Path, report: Reporter, resume: bool = Fals
     config.save(folder / CONFIG)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    algorithm = build_algorithm(config, spec)
+    try:
+        algorithm = build_algorithm(config, spec)
+    except (Lost, RayError) as error:
+        if checkpoint is None:  # nothing is in it yet
+            shutil.rmtree(folder)
+        raise lost(config, folder, error) from None
     try:
         if checkpoint is not None:
             algorithm.load_checkpoint(str(checkpoint))
@@ -125,8 +130,15 @@ def needs(training: TrainingConfig) -> list[Needs]:
 
 
 def build_algorithm(config: RunConfig, spec: TeamSpec) -> TeamAlgorithm:
-    """The RLlib algorithm that the configuration describes."""
-    return configure(config, spec).build_algo()
+    """The RLlib algorithm that the configuration describes, with its remote processes.
+
+    Raises:
+        Stuck: They have not started within `training.timeout_s`.
+    """
+    rllib, training = configure(config, spec), config.training
+    if not training.runners + training.learners:
+        return rllib.build_algo()
+    return within(training.timeout_s, rllib.build_algo, "runners and learners have not started")
 
 
 def configure(config: RunConfig, spec: TeamSpec) -> TeamAlgorithmConfig:
@@ -241,7 +253,7 @@ def lost(config: RunConfig, folder: Path, error: Exception) -> Lost:
     found = whole_checkpoints(folder)
     again = shlex.join(["edgeflock", "train", config.name, "--run", str(folder), "--resume"])
     kept = f"to go on from iteration {int(found[-1].name)}: {again}" if found else "there is no checkpoint yet"
-    return Lost(f"{first_line(error)}; {kept}")
+    return (Stuck if isinstance(error, Stuck) else Lost)(f"{first_line(error)}; {kept}")
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

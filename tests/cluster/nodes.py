@@ -37,7 +37,7 @@ class Driver:
         for file in (self._out, self._err):
             file.seek(0)
             texts.append(file.read())
-        assert self.process.returncode == code, texts[1]
+        assert self.process.returncode == code, f"{self.process.returncode}: {texts[1]}"
         return texts[0], texts[1]
 
     def __enter__(self) -> Driver:
