@@ -1,13 +1,17 @@
-"""Run folders in storage, on a real file system."""
+"""Run folders in storage, on a real file system and in a bucket of a real S3 server."""
 
 import json
+import logging
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
 
 from envs.errors import Failure, InputError
 from trainers.config import RunConfig, make_run_config
@@ -18,9 +22,27 @@ from trainers.train import Interrupted, train
 SMALL = ["training.num_envs=4", "training.env_steps=240", "training.evaluation_episodes=4", "training.checkpoint_interval=10"]
 
 
-@pytest.fixture(params=["path", "file"])
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URI of a bucket of an S3 server on this machine, with {} for a folder in it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "{}:{}".format(*server.get_host_and_port())
+    credentials = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in credentials.items():
+            patch.setenv(name, value)
+        httpx.put(f"http://{address}/bucket").raise_for_status()
+        yield f"s3://bucket/{{}}?endpoint_override={address}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+@pytest.fixture(params=["path", "file", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """An empty one, by path and by URI."""
+    """An empty one, by path and by URIs."""
+    if request.param == "s3":
+        return Storage(request.getfixturevalue("bucket").format(tmp_path.name))
     return Storage(str(tmp_path / "storage") if request.param == "path" else f"file://{tmp_path}/storage")
 
 
@@ -157,6 +179,30 @@ def test_a_training_goes_on_from_storage_where_its_node_is_lost(tmp_path: Path, 
     weights = [(folder / "bundle/policy.safetensors").read_bytes() for folder in (tmp_path / "whole", place)]
     assert weights[0] == weights[1]
     assert load_policy(local_copy(f"file://{place}")).spec == load_policy(tmp_path / "whole").spec
+
+
+def test_a_training_is_kept_in_a_bucket_and_goes_on_from_there(bucket: str, tmp_path: Path) -> None:
+    config, place = make_run_config("vdn", "games/two-step", overrides=SMALL), Storage(bucket.format("runs")) / "run"
+
+    def lose(record: dict[str, float]) -> None:
+        if record["iteration"] == 12:
+            raise Interrupted
+
+    mirror = Mirror(tmp_path / "run", place)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", lose, mirror=mirror)
+    shutil.rmtree(tmp_path / "run")
+    mirror.fetch()
+    train(config, tmp_path / "run", lambda record: None, resume=True, mirror=mirror)
+    train(config, tmp_path / "whole", lambda record: None)
+    weights = [(folder / "bundle/policy.safetensors").read_bytes() for folder in (tmp_path / "whole", local_copy(place.where))]
+    assert weights[0] == weights[1]
+
+
+def test_a_bucket_that_is_not_there(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written") as refused:
+        Storage(bucket.replace("bucket/", "nothing/").format("x")).check()
+    assert "\n" not in str(refused.value)
 
 
 @given(name=st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}", fullmatch=True), data=st.binary(max_size=100))
