@@ -38,7 +38,7 @@ ALL_INTERFACES = ("0.0.0.0", "::")
     "--proxy", type=click.Choice(["default", "haproxy"]), default="default", show_default=True, help="What is in front."
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="limits.* or sessions.*, e.g. --set limits.time_s=2"
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="limits.*, sessions.* or scaling.*, e.g. limits.time_s=2"
 )
 @click.option(
     "--write-config", type=click.Path(path_type=Path), help="Write a file for Ray's `serve deploy` instead of serving."
@@ -63,7 +63,7 @@ def serve_command(
     """
     check_exposure(host, proxy, token_file)
     sources = PolicySources(policies=parse_sources(list(bundles)))
-    scaling = Scaling(replicas=replicas, max_replicas=max_replicas)
+    scaling = make_scaling(replicas, max_replicas, list(overrides))
     if max_replicas is not None and max_replicas < replicas:
         raise InputError(f"--max-replicas {max_replicas}: expected at least --replicas, {replicas}")
     settings = make_settings(token_file, key_file or STATE / "state.key", STATE / f"metrics-{port}", list(overrides))
@@ -96,6 +96,7 @@ def update_command(bundles: tuple[str, ...], address: str) -> None:
     """
     sources = parse_sources(list(bundles))
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    show_token()
     from serve import running
     from serve.metrics import Metrics
     from serve.policies import Shelf
@@ -125,19 +126,20 @@ def use_haproxy() -> None:
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")  # a decision can be asked for again
 
 
+def show_token() -> None:
+    """Has to come before Ray is imported, which otherwise shows its user's token to no address that it is given."""
+    kept = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if "RAY_AUTH_TOKEN" in os.environ or kept.exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def make_settings(token_file: Path | None, key_file: Path, metrics_folder: Path, overrides: list[str]) -> ServerSettings:
     """Settings of the command line.
 
     Raises:
-        InputError: An override is none of limits.* and sessions.*, or has an impossible value.
+        InputError: An override is none of limits.*, sessions.* and scaling.*, or has an impossible value.
     """
-    values: dict[str, dict[str, Any]] = {"limits": {}, "sessions": {}}
-    for assignment in overrides:
-        key, equals, text = assignment.partition("=")
-        section, _, name = key.partition(".")
-        if not equals or section not in values or not name:
-            raise InputError(f"--set {assignment!r}: expected limits.NAME=VALUE or sessions.NAME=VALUE")
-        values[section][name] = yaml.safe_load(text)
+    values = sections(overrides)
     return ServerSettings(
         token_file=token_file and token_file.resolve(),
         key_file=key_file.resolve(),
@@ -145,6 +147,24 @@ def make_settings(token_file: Path | None, key_file: Path, metrics_folder: Path,
         limits=parse(Limits, values["limits"], "--set limits"),
         sessions=parse(SessionSettings, values["sessions"], "--set sessions"),
     )
+
+
+def make_scaling(replicas: int, max_replicas: int | None, overrides: list[str]) -> Scaling:
+    """Replicas of the command line; raises InputError as `make_settings` does."""
+    given = {"replicas": replicas, "max_replicas": max_replicas}
+    return parse(Scaling, {**sections(overrides)["scaling"], **given}, "--set scaling")
+
+
+def sections(overrides: list[str]) -> dict[str, dict[str, Any]]:
+    """`["limits.time_s=2"]` to nested values by section."""
+    values: dict[str, dict[str, Any]] = {"limits": {}, "sessions": {}, "scaling": {}}
+    for assignment in overrides:
+        key, equals, text = assignment.partition("=")
+        section, _, name = key.partition(".")
+        if not equals or section not in values or not name:
+            raise InputError(f"--set {assignment!r}: expected one of {', '.join(f'{name}.NAME=VALUE' for name in values)}")
+        values[section][name] = yaml.safe_load(text)
+    return values
 
 
 def wait_for_signal() -> None:

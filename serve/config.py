@@ -46,6 +46,8 @@ class Scaling(BaseModel):
     replicas: int = Field(1, ge=1, description="processes that decide")
     max_replicas: int | None = Field(None, ge=1, description="upper limit; null keeps their number fixed")
     target_ongoing: float = Field(8.0, gt=0, description="requests in each replica at which their number stays")
+    upscale_s: float = Field(5.0, ge=0, description="seconds of a higher load after which replicas are added")
+    downscale_s: float = Field(120.0, ge=0, description="seconds of a lower load after which replicas are taken away")
     num_cpus: float = Field(1.0, ge=0, description="CPU cores that Ray reserves for each")
 
 

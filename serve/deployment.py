@@ -134,6 +134,8 @@ def description(sources: PolicySources, settings: ServerSettings, scaling: Scali
             "min_replicas": scaling.replicas,
             "max_replicas": scaling.max_replicas,
             "target_ongoing_requests": scaling.target_ongoing,
+            "upscale_delay_s": scaling.upscale_s,
+            "downscale_delay_s": scaling.downscale_s,
         }
     application = {
         "name": APPLICATION,

@@ -97,7 +97,10 @@ def update(sources: dict[str, Path], address: str) -> list[str]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except ConnectionError:
-        raise InputError(f"no Ray cluster runs at {address!r}: start the server with `edgeflock serve`") from None
+        raise InputError(
+            f"no Ray cluster runs at {address!r}, or it wants another token than ~/.ray/auth_token: start the server with "
+            "`edgeflock serve`, and update it as the same user"
+        ) from None
     try:
         return exchange_policies(sources)
     finally:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from envs.errors import InputError
 from serve.batching import Batcher
-from serve.cli import check_exposure, make_settings
+from serve.cli import check_exposure, make_scaling, make_settings
 from serve.config import parse_sources, read_token
 from serve.sessions import Session, SessionStore
 from serve.tokens import StateLayout, StateTokens, read_key
@@ -183,6 +183,12 @@ def test_a_token_file_holds_one_token(tmp_path: Path) -> None:
 def test_overrides_that_cannot_be(override: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--set"):
         make_settings(None, tmp_path / "key", tmp_path / "metrics", [override])
+
+
+@pytest.mark.parametrize("override", ["scaling.speed=1", "scaling.upscale_s=-1", "scale.upscale_s=1"])
+def test_scaling_that_cannot_be(override: str) -> None:
+    with pytest.raises(InputError, match="--set"):
+        make_scaling(1, None, [override])
 
 
 def test_haproxy_wants_to_be_told_that_it_is_open() -> None:

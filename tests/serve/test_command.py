@@ -1,0 +1,77 @@
+"""`edgeflock serve` and `edgeflock serve-update` as users run them, and replicas that come and go with the load."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from serve.policies import bundle_version
+from tests.benchmarks.load import closed_loop
+from tests.cluster.nodes import wait_for
+from tests.serve.serving import make_bundle
+
+EDGEFLOCK = [sys.executable, "-m", "trainers.cli"]
+
+
+@contextmanager
+def serving(bundle: Path, folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """The process of the server, its address, and what it printed until it was ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [*EDGEFLOCK, "serve", f"policy={bundle}", "--port", port, "--key-file", str(folder / "key"), *options]
+    with tempfile.TemporaryDirectory(prefix="ef", dir="/tmp", ignore_cleanup_errors=True) as sockets:  # short paths
+        environment = {**os.environ, "RAY_TMPDIR": sockets, "XDG_STATE_HOME": str(folder)}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        try:
+            yield process, f"http://127.0.0.1:{port}", [process.stdout.readline() for _ in range(2)]
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+
+
+def replicas(server: int) -> int:
+    """Processes that decide."""
+    titles = [one.as_dict(["cmdline"])["cmdline"] or [] for one in psutil.Process(server).children(recursive=True)]
+    return sum("ServeReplica:edgeflock:Policies" in " ".join(title) for title in titles)
+
+
+@pytest.mark.parametrize("options", [["--max-replicas", "2", "--set", "scaling.target_ongoing=1"]])
+def test_the_server_scales_by_load_and_is_updated(options: list[str], bundles: dict[str, Path], tmp_path: Path) -> None:
+    quick = ["--set", "scaling.upscale_s=0.5", "--set", "scaling.downscale_s=2"]
+    with serving(bundles["dialogue"], tmp_path, *options, *quick) as (process, url, printed):
+        assert printed[0].startswith(f"serving policy at {url} (page /, API /docs, metrics /metrics)")
+        assert replicas(process.pid) == 1
+        example = httpx.get(f"{url}/v1/policies/policy").json()["example"]
+
+        async def load_until_two() -> float:
+            traffic = asyncio.create_task(
+                closed_loop(f"{url}/v1/policies/policy/decide", json.dumps(example).encode(), 8, 60.0)
+            )
+            try:
+                return await asyncio.to_thread(wait_for, lambda: replicas(process.pid) == 2, 60.0)
+            finally:
+                traffic.cancel()
+
+        print(f"two replicas after {asyncio.run(load_until_two()):.1f} s of load")
+        print(f"and one again after {wait_for(lambda: replicas(process.pid) == 1, 60.0):.1f} s without")
+
+        update = printed[1].removeprefix("to change what is served: edgeflock ").split()
+        other = make_bundle(tmp_path, "mappo", "dialogue/d8", [], seed=5)
+        arguments = [*EDGEFLOCK, *update[:-1], f"policy={other}"]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout) == (0, "serving policy\n"), done.stderr
+        assert httpx.get(f"{url}/v1/policies/policy").json()["version"] == bundle_version(other)
+    assert process.returncode == 0
