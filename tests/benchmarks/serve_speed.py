@@ -1,4 +1,6 @@
-"""Decisions over HTTP against a bare Ray Serve echo of the same payload, by the same client, in one run.
+"""Decisions over HTTP against a bare Ray Serve echo of the same payload, by the same client, in one run. One replica each.
+
+Ray runs the echo in two event loops, as it does unless told otherwise; "in one event loop" is the echo as replicas run here.
 
 python -m tests.benchmarks.serve_speed bundles/idmac --proxy haproxy --out speed.json
 """
@@ -45,7 +47,7 @@ def measure(asked: argparse.Namespace) -> list[dict[str, Any]]:
 
     from serve.cli import make_settings, parse_sources
     from serve.config import PolicySources, Scaling
-    from serve.deployment import description, prepare
+    from serve.deployment import ENVIRONMENT, description, prepare
     from serve.running import server
 
     sources = PolicySources(policies=parse_sources([str(bundle) for bundle in asked.bundles]))
@@ -57,22 +59,25 @@ def measure(asked: argparse.Namespace) -> list[dict[str, Any]]:
         whole = description(
             sources, settings, Scaling(num_cpus=0.5), "0.0.0.0" if asked.proxy == "haproxy" else "127.0.0.1", PORT
         )
-        with server(whole, replicas=2, loopback=asked.proxy == "default"):
+        with server(whole, replicas=len(sources.policies) * 2 + 1, loopback=asked.proxy == "default"):
             rows = []
             for name, bundle in sources.policies.items():
                 example = json.loads((bundle / "example.json").read_text())
-                serve.run(echo_of(name, example), name=f"echo-{name}", route_prefix=f"/echo-{name}")
+                for prefix, environment in {"echo": {}, "one-loop": ENVIRONMENT}.items():
+                    serve.run(echo_of(example, environment), name=f"{prefix}-{name}", route_prefix=f"/{prefix}-{name}")
                 rows += measure_policy(asked, name, example)
             return rows
 
 
-def echo_of(name: str, example: dict[str, Any]) -> Any:
-    """A deployment that answers with what it was sent, as one writes it first: FastAPI, and a typed pydantic body."""
+def echo_of(example: dict[str, Any], environment: dict[str, str]) -> Any:
+    """A deployment that answers with what it was sent, as one writes it first: FastAPI, and a typed pydantic body.
+
+    Args:
+        environment: Of its process; with `serve.deployment.ENVIRONMENT` Ray handles it as it does a replica that decides.
+    """
     from fastapi import FastAPI
     from pydantic import create_model
     from ray import serve
-
-    from serve.deployment import ENVIRONMENT
 
     app = FastAPI()
 
@@ -90,7 +95,7 @@ def echo_of(name: str, example: dict[str, Any]) -> Any:
 
     echo.__annotations__ = {"value": body, "return": body}
     app.post("/")(echo)
-    options = {"num_cpus": 0.5, "runtime_env": {"env_vars": ENVIRONMENT}}  # the same process as a replica that decides
+    options = {"num_cpus": 0.5, "runtime_env": {"env_vars": environment}}
     deployment: Any = serve.deployment(max_ongoing_requests=64, ray_actor_options=options)(serve.ingress(app)())
     return deployment.bind()
 
@@ -103,8 +108,10 @@ def measure_policy(asked: argparse.Namespace, name: str, example: dict[str, Any]
     decide = f"{base}/v1/policies/{name}/decide"
     subjects = {
         ("echo", 1): (f"{base}/echo-{name}/", one, 1),
+        ("echo in one event loop", 1): (f"{base}/one-loop-{name}/", one, 1),
         ("decide", 1): (decide, one, 1),
         ("echo", 16): (f"{base}/echo-{name}/", one, 16),
+        ("echo in one event loop", 16): (f"{base}/one-loop-{name}/", one, 16),
         ("decide", 16): (decide, one, 16),
         (f"decide for {asked.teams} teams", 1): (decide, many, 1),
         (f"decide for {asked.teams} teams", 4): (decide, many, 4),
