@@ -1,12 +1,15 @@
 """Who is taken on, and who would have to wait too long."""
 
 import asyncio
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.admission import EVERY, FEW, Admission, Overloaded
+from serve.admission import EVERY, FEW, RECOVERY_S, Admission, Overloaded
+from serve.app import LARGE
+from serve.policies import Decided, Job
 from tests.serve.serving import Server
 
 
@@ -85,3 +88,47 @@ async def test_the_server_refuses_what_would_wait_too_long(bundles) -> None:  # 
     assert refused.json() == {"error": "requests: too many are waiting"}
     assert "edgeflock_turned_away_requests_total 4.0" in (await server.client.get("/metrics")).text
     assert (await server.decide("dialogue", body)).status_code == 200
+
+
+def test_nobody_is_refused_while_the_server_keeps_itself_busy_and_shortly_after() -> None:
+    clock = Clock()
+    admission = Admission(0.5, clock)
+    with admission.admitted(0):
+        clock.now = 1.0
+    waiting = [admission.admitted(0) for _ in range(FEW)]
+    for one in waiting:
+        one.__enter__()
+    assert admission.is_full
+    with admission.patience(), admission.patience(), admission.admitted(0):
+        clock.now = 5.0
+        assert not admission.is_full
+    clock.now += RECOVERY_S / 2
+    assert not admission.is_full
+    clock.now += RECOVERY_S / 2
+    assert admission.is_full
+
+
+@pytest.mark.anyio
+async def test_large_requests_are_decided_one_after_the_other(bundles, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    server = Server({"dialogue": bundles["dialogue"]}, wait_s=60.0)
+    hosted = server.shelf.newest["dialogue"]
+    decide, together, most = hosted.decide, 0, 0
+
+    async def counted(job: Job) -> Decided:
+        nonlocal together, most
+        together += 1
+        most = max(most, together)
+        try:
+            return await decide(job)
+        finally:
+            together -= 1
+
+    monkeypatch.setattr(hosted, "decide", counted)
+    one = server.example("dialogue")["observation"]
+    for teams, expected in ((2, 6), (300, 1)):
+        body = {"observations": {name: [value] * teams for name, value in one.items()}}
+        assert (len(json.dumps(body)) > LARGE) == (expected == 1)
+        most = 0
+        answers = await asyncio.gather(*(server.decide("dialogue", body) for _ in range(6)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert most == expected
