@@ -70,6 +70,8 @@ def serve_command(
     if proxy == "haproxy":
         use_haproxy()
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # it goes to Ray's log files; has to be said before the import
+    if host not in ALL_INTERFACES:
+        keep_to_loopback()
     from serve import deployment, running
 
     whole = deployment.description(sources, settings, scaling, host, port)
@@ -79,7 +81,7 @@ def serve_command(
         return
     shutil.rmtree(settings.metrics_folder, ignore_errors=True)  # of an earlier server
     deployment.prepare(settings, sources)
-    with running.server(whole, replicas=max(replicas, max_replicas or 0), loopback=host not in ALL_INTERFACES) as address:
+    with running.server(whole, replicas=max(replicas, max_replicas or 0)) as address:
         names = ", ".join(sources.policies)
         click.echo(f"serving {names} at http://{host}:{port} (page /, API /docs, metrics /metrics); Ctrl-C ends it")
         click.echo(f"to change what is served: edgeflock serve-update --address {address} BUNDLE")
@@ -97,6 +99,8 @@ def update_command(bundles: tuple[str, ...], address: str) -> None:
     sources = parse_sources(list(bundles))
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     show_token()
+    if address.startswith("127."):
+        keep_to_loopback()
     from serve import running
     from serve.metrics import Metrics
     from serve.policies import Shelf
@@ -124,6 +128,11 @@ def use_haproxy() -> None:
     # HAProxy forgets a replica that ends within a second; Ray would keep it for 30.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "3")
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")  # a decision can be asked for again
+
+
+def keep_to_loopback() -> None:
+    """Has to come before Ray is imported, which otherwise listens on all interfaces. (Ray made it for firewalls that ask users.)"""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def show_token() -> None:

@@ -30,12 +30,11 @@ START_S = 180.0
 
 
 @contextmanager
-def server(description: dict[str, Any], replicas: int, loopback: bool) -> Iterator[str]:
+def server(description: dict[str, Any], replicas: int) -> Iterator[str]:
     """The application of `deployment.description`, ready to answer; it ends with the context. Yields the address of its Ray.
 
     Args:
         replicas: Most replicas, for each of which Ray needs a core on its books.
-        loopback: Whether Ray itself should listen at this machine's own address only.
 
     Raises:
         InputError: The port is taken, or the application does not start; the message is Ray's then.
@@ -46,7 +45,6 @@ def server(description: dict[str, Any], replicas: int, loopback: bool) -> Iterat
         log_to_driver=False,
         logging_level="ERROR",
         num_cpus=max(os.cpu_count() or 1, replicas),
-        _node_ip_address="127.0.0.1" if loopback else None,
         _system_config={"worker_niceness": 0},
     )
     try:
@@ -72,6 +70,15 @@ def check_free(host: str, port: int) -> None:
         raise InputError(f"cannot listen at {host}, port {port}: {error.strerror}") from None
 
 
+def check_reachable(address: str) -> None:
+    """Raises InputError where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--address {address}: {error}: expected HOST:PORT of a Ray, as `edgeflock serve` prints it") from None
+
+
 def wait_until_running(client: ServeControllerClient) -> None:
     """Raises InputError when the application cannot start, with the last line of the reason."""
     ends = time.monotonic() + START_S
@@ -94,6 +101,8 @@ def update(sources: dict[str, Path], address: str) -> list[str]:
     Raises:
         InputError: No such application runs at the address of this Ray cluster, or a replica cannot load a bundle.
     """
+    if address != "auto":
+        check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except ConnectionError:

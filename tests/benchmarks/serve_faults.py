@@ -48,7 +48,7 @@ def main() -> None:
         prepare(settings, sources)
         host = "0.0.0.0" if asked.proxy == "haproxy" else "127.0.0.1"
         scaling = Scaling(replicas=asked.replicas, num_cpus=0.5)
-        with server(description(sources, settings, scaling, host, PORT), asked.replicas, asked.proxy == "default"):
+        with server(description(sources, settings, scaling, host, PORT), asked.replicas):
             asyncio.run(measure(asked))
 
 

@@ -59,7 +59,7 @@ def measure(asked: argparse.Namespace) -> list[dict[str, Any]]:
         whole = description(
             sources, settings, Scaling(num_cpus=0.5), "0.0.0.0" if asked.proxy == "haproxy" else "127.0.0.1", PORT
         )
-        with server(whole, replicas=len(sources.policies) * 2 + 1, loopback=asked.proxy == "default"):
+        with server(whole, replicas=len(sources.policies) * 2 + 1):
             rows = []
             for name, bundle in sources.policies.items():
                 example = json.loads((bundle / "example.json").read_text())

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import psutil
@@ -48,12 +49,34 @@ def replicas(server: int) -> int:
     return sum("ServeReplica:edgeflock:Policies" in " ".join(title) for title in titles)
 
 
+class Listening(NamedTuple):
+    """A port on which one of the server's processes listens."""
+
+    process: str
+    host: str
+
+
+def listening(server: int) -> list[Listening]:
+    """All of them; a replica has one for requests of other deployments, which Ray opens on all interfaces."""
+    found = []
+    for process in psutil.Process(server).children(recursive=True):
+        with suppress(psutil.Error):
+            found += [Listening(process.name(), at.laddr.ip) for at in process.net_connections() if at.status == "LISTEN"]
+    return found
+
+
+def own_address(at: Listening) -> bool:
+    """Whether only this machine reaches it."""
+    return at.host.removeprefix("::ffff:").startswith("127.")
+
+
 @pytest.mark.parametrize("options", [["--max-replicas", "2", "--set", "scaling.target_ongoing=1"]])
 def test_the_server_scales_by_load_and_is_updated(options: list[str], bundles: dict[str, Path], tmp_path: Path) -> None:
     quick = ["--set", "scaling.upscale_s=0.5", "--set", "scaling.downscale_s=2"]
     with serving(bundles["dialogue"], tmp_path, *options, *quick) as (process, url, printed):
         assert printed[0].startswith(f"serving policy at {url} (page /, API /docs, metrics /metrics)")
         assert replicas(process.pid) == 1
+        assert all(own_address(one) for one in listening(process.pid) if "ServeReplica" not in one.process)
         example = httpx.get(f"{url}/v1/policies/policy").json()["example"]
 
         async def load_until_two() -> float:
@@ -74,4 +97,8 @@ def test_the_server_scales_by_load_and_is_updated(options: list[str], bundles: d
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout) == (0, "serving policy\n"), done.stderr
         assert httpx.get(f"{url}/v1/policies/policy").json()["version"] == bundle_version(other)
+        nobody = [*EDGEFLOCK, "serve-update", "--address", "127.0.0.1:1", str(other)]
+        refused = subprocess.run(nobody, capture_output=True, text=True, timeout=60)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+        assert "expected HOST:PORT of a Ray" in refused.stderr
     assert process.returncode == 0

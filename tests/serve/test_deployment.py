@@ -44,7 +44,7 @@ def url(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> I
     prepare(settings, sources)
     whole = description(sources, settings, Scaling(replicas=2, num_cpus=0.1), "127.0.0.1", port)
     ray.shutdown()  # of tests before, in the same process
-    with server(whole, replicas=2, loopback=True):
+    with server(whole, replicas=2):
         yield f"http://127.0.0.1:{port}"
 
 
