@@ -131,7 +131,7 @@ def use_haproxy() -> None:
 
 
 def keep_to_loopback() -> None:
-    """Has to come before Ray is imported, which otherwise listens on all interfaces. (Ray made it for firewalls that ask users.)"""
+    """Has to come before Ray is imported, which listens on all interfaces otherwise."""
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
