@@ -11,10 +11,12 @@ class InputError(ValueError):
 class Failure(RuntimeError):
     """Something outside the program failed for good: one line saying what, and how to go on.
 
-    The command line prints the message and exits with code 1; what was done until then is kept.
+    The command line prints the message and exits with its code; what was done until then is kept.
 
     Attributes:
+        code: Of the exit.
         stuck: A thread is left behind that waits for ever, on which Python's own shutdown would crash.
     """
 
+    code = 1
     stuck = False

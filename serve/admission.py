@@ -14,8 +14,8 @@ from contextlib import contextmanager
 MEMORY = 256
 """Over about so many requests the time for a byte is averaged: a pause of the machine counts little, another load soon."""
 
-FEW = 2
-"""So many requests are always taken on: one is answered, and the next one is there."""
+FEW = 4
+"""So many requests are always taken on, however long one takes: nobody who asks for little meets a refusal."""
 
 RECOVERY_S = 1.0
 """So long after it did something else the server may still be working off what came meanwhile."""

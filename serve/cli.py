@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ from envs.registry import parse
 from serve.config import Limits, PolicySources, Scaling, ServerSettings, SessionSettings, parse_sources
 
 STATE = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edgeflock"
+ADDRESS = STATE / "address"
+"""File with the address of the Ray that the last server started."""
+
 ALL_INTERFACES = ("0.0.0.0", "::")
 
 
@@ -81,7 +87,8 @@ def serve_command(
         return
     shutil.rmtree(settings.metrics_folder, ignore_errors=True)  # of an earlier server
     deployment.prepare(settings, sources)
-    with running.server(whole, replicas=max(replicas, max_replicas or 0)) as address:
+    cores = math.ceil(max(replicas, max_replicas or 0) * scaling.num_cpus)
+    with running.server(whole, cores) as address, noted(address):
         names = ", ".join(sources.policies)
         click.echo(f"serving {names} at http://{host}:{port} (page /, API /docs, metrics /metrics); Ctrl-C ends it")
         click.echo(f"to change what is served: edgeflock serve-update --address {address} BUNDLE")
@@ -90,8 +97,8 @@ def serve_command(
 
 @click.command("serve-update")
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
-@click.option("--address", default="auto", show_default=True, help="Of the Ray cluster that serves.")
-def update_command(bundles: tuple[str, ...], address: str) -> None:
+@click.option("--address", help="Of the Ray that serves. Default: of the last server that you started here, or what Ray finds.")
+def update_command(bundles: tuple[str, ...], address: str | None) -> None:
     """Replace or add policies of a running server, without a failed request.
 
     Episodes that began with the old version of a policy go on with it; new ones get the new version.
@@ -99,7 +106,8 @@ def update_command(bundles: tuple[str, ...], address: str) -> None:
     sources = parse_sources(list(bundles))
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     show_token()
-    if address.startswith("127."):
+    address = address or (ADDRESS.read_text() if ADDRESS.exists() else "auto")
+    if address.startswith(("127.", "localhost:")):
         keep_to_loopback()
     from serve import running
     from serve.metrics import Metrics
@@ -128,6 +136,18 @@ def use_haproxy() -> None:
     # HAProxy forgets a replica that ends within a second; Ray would keep it for 30.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "3")
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")  # a decision can be asked for again
+
+
+@contextmanager
+def noted(address: str) -> Iterator[None]:
+    """The address is there for `serve-update` while the server runs."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    ADDRESS.write_text(address)
+    try:
+        yield
+    finally:
+        if ADDRESS.exists() and ADDRESS.read_text() == address:
+            ADDRESS.unlink()
 
 
 def keep_to_loopback() -> None:
@@ -160,8 +180,10 @@ def make_settings(token_file: Path | None, key_file: Path, metrics_folder: Path,
 
 def make_scaling(replicas: int, max_replicas: int | None, overrides: list[str]) -> Scaling:
     """Replicas of the command line; raises InputError as `make_settings` does."""
-    given = {"replicas": replicas, "max_replicas": max_replicas}
-    return parse(Scaling, {**sections(overrides)["scaling"], **given}, "--set scaling")
+    values, options = sections(overrides)["scaling"], {"replicas": replicas, "max_replicas": max_replicas}
+    for name in options.keys() & values.keys():
+        raise InputError(f"--set scaling.{name}: expected --{name.replace('_', '-')} instead")
+    return parse(Scaling, {**values, **options}, "--set scaling")
 
 
 def sections(overrides: list[str]) -> dict[str, dict[str, Any]]:

@@ -38,9 +38,6 @@ requests need not go from Ray's event loop to another one and back."""
 SWITCH_S = 0.0005
 """How soon the thread that answers gets its turn while another one loads a bundle; Python's own 5 ms are five requests."""
 
-STORE_S = 2.0
-"""Longest wait for the cluster's key-value store at a health check."""
-
 log = logging.getLogger("ray.serve")  # goes into the replica's log
 
 
@@ -53,7 +50,7 @@ class Policies:
         torch.set_num_threads(1)  # the networks are small
         sys.setswitchinterval(SWITCH_S)
         self._settings = read_settings(settings)
-        self._loaded: PolicySources | None = None
+        self._update: exchange.Update | None = None
         self._loading = asyncio.Lock()
         os.makedirs(self._settings.metrics_folder, exist_ok=True)  # on each node of a cluster
         metrics = Metrics()
@@ -74,7 +71,19 @@ class Policies:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serves what was deployed, or what an update has put in its place."""
         self._deployed = parse(PolicySources, user_config, "policies")
+        await asyncio.to_thread(exchange.end_of_others, self._deployed)
         await self.refresh()
+
+    async def prepare(self, policies: dict[str, str]) -> None:
+        """Loads what an update is going to serve. Episodes that another replica begins with it can go on here.
+
+        Raises:
+            InputError: A bundle is unusable.
+        """
+        sources = parse(PolicySources, {"policies": policies}, "policies")
+        async with self._loading:
+            with self._application.patience():
+                await asyncio.to_thread(self._shelf.stage, sources.policies)
 
     async def refresh(self) -> None:
         """Loads what is new; who asks meanwhile is answered by what there was.
@@ -82,24 +91,25 @@ class Policies:
         Raises:
             InputError: A bundle is unusable; nothing has changed then.
         """
-        await self._load(await asyncio.to_thread(exchange.served, self._deployed))
+        async with self._loading:
+            self._update = await asyncio.to_thread(exchange.of, self._deployed)
+            sources = self._deployed if self._update is None else self._update.served
+            with self._application.patience():
+                await asyncio.to_thread(self._shelf.load, sources.policies)
+        gc.collect()
+        gc.freeze()  # requests are many small lists: without this the collector walks through torch and Ray again and again
 
     async def check_health(self) -> None:
         """Takes over an update that was made while this replica was starting, when nobody could tell it."""
-        try:
-            now = await asyncio.wait_for(asyncio.to_thread(exchange.served, self._deployed), STORE_S)
-            if now != self._loaded:
-                await self._load(now)
-        except (TimeoutError, RuntimeError, RayError, InputError) as error:  # it can still decide
-            log.warning("an update of the policies cannot be taken over: %s", error)
+        if not self._loading.locked():
+            self._catching_up = asyncio.create_task(self._catch_up())  # in its own time: health has a limit
 
-    async def _load(self, sources: PolicySources) -> None:
-        async with self._loading:
-            with self._application.patience():
-                await asyncio.to_thread(self._shelf.load, sources.policies)
-            self._loaded = sources
-        gc.collect()
-        gc.freeze()  # requests are many small lists: without this the collector walks through torch and Ray again and again
+    async def _catch_up(self) -> None:
+        try:
+            if await asyncio.to_thread(exchange.of, self._deployed) != self._update:  # one that failed is not tried again
+                await self.refresh()
+        except (RuntimeError, RayError, InputError) as error:  # it can still decide
+            log.warning("an update of the policies cannot be taken over: %s", error)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

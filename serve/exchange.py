@@ -2,13 +2,14 @@
 
 Ray takes a replica out of service while it takes over another `user_config`, and the others have to carry its share. So an
 update leaves the deployment alone: it is written into the key-value store of the Ray cluster, where replicas that start later
-find it, and replicas that run are told to look there. It holds for the deployment that it was made for: who deploys other
-policies is not overruled by an old update.
+find it, and replicas that run are told to look there. It holds for the deployment that it was made for, and ends with it.
 """
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+import secrets
+
+from pydantic import BaseModel, Field
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 from serve.config import PolicySources
@@ -22,34 +23,32 @@ class Update(BaseModel):
     Attributes:
         deployed: The policies that were deployed when it was written.
         served: All that are served since.
+        id: Tells it from every other one; the same folder may hold another bundle by now.
     """
 
     deployed: PolicySources
     served: PolicySources
+    id: str = Field(default_factory=lambda: secrets.token_hex(8))
 
 
-def served(deployed: PolicySources) -> PolicySources:
-    """What is to be served now, where `deployed` is what was deployed."""
-    record = read()
-    if record is None:
-        return deployed
-    update = Update.model_validate_json(record)
-    return update.served if update.deployed == deployed else deployed
+def read() -> Update | None:
+    """The update that is stored."""
+    record = _internal_kv_get(KEY, namespace=NAMESPACE)
+    return None if record is None else Update.model_validate_json(record)
 
 
-def write(deployed: PolicySources, served: PolicySources) -> None:
-    """From now on `served` takes the place of `deployed`."""
-    restore(Update(deployed=deployed, served=served).model_dump_json().encode())
+def write(update: Update) -> None:
+    """Stores an update in the place of any other."""
+    _internal_kv_put(KEY, update.model_dump_json().encode(), overwrite=True, namespace=NAMESPACE)
 
 
-def read() -> bytes | None:
-    """The update as it is stored; None where there is none."""
-    return _internal_kv_get(KEY, namespace=NAMESPACE)
+def of(deployed: PolicySources) -> Update | None:
+    """The update of what is deployed, if there is one."""
+    update = read()
+    return update if update is not None and update.deployed == deployed else None
 
 
-def restore(record: bytes | None) -> None:
-    """Stores what `read` gave."""
-    if record is None:
+def end_of_others(deployed: PolicySources) -> None:
+    """Forgets an update of another deployment: it does not come back with that one."""
+    if read() is not None and of(deployed) is None:
         _internal_kv_del(KEY, namespace=NAMESPACE)
-    else:
-        _internal_kv_put(KEY, record, overwrite=True, namespace=NAMESPACE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,7 +98,7 @@ class HostedPolicy:
         self._recorded = self._record()
         self._metrics = metrics
         self._seconds = self._warm_up()
-        self._batcher: Batcher[Job, Decided] = Batcher(self._compute, self._is_slow, largest_batch)
+        self._batcher = self._make_batcher(largest_batch)
         module = self.policy.module if isinstance(self.policy, LearnedPolicy) else None
         self.decentralised = isinstance(getattr(module, "network", None), TeamNetwork)  # bandits have none
         self._agents: dict[str, HostedAgent] = {}
@@ -145,6 +146,10 @@ class HostedPolicy:
             assert isinstance(self.policy, LearnedPolicy)
             self._agents[name] = HostedAgent(self.policy, name)
         return self._agents[name]
+
+    def _make_batcher(self, largest: int) -> Batcher[Job, Decided]:
+        this = weakref.proxy(self)  # no cycle: what is frozen by `gc.freeze` and in a cycle would never be freed
+        return Batcher(lambda jobs: this._compute(jobs), lambda jobs: this._is_slow(jobs), largest)
 
     async def decide(self, job: Job) -> Decided:
         """Decides for the job's teams, together with others that are waiting."""
@@ -236,6 +241,15 @@ class Shelf:
         self._metrics, self._largest_batch = metrics, largest_batch
         self.newest: dict[str, HostedPolicy] = {}
         self._before: dict[str, HostedPolicy] = {}
+        self._staged: dict[str, HostedPolicy] = {}
+
+    def stage(self, sources: dict[str, Path]) -> None:
+        """Loads and checks these policies, for `load`. New episodes do not get them yet, but such that began elsewhere do.
+
+        Raises:
+            InputError: A bundle is unusable; nothing has changed then.
+        """
+        self._staged = {name: self._hosted(name, folder) for name, folder in sources.items()}
 
     def load(self, sources: dict[str, Path]) -> None:
         """Makes exactly these policies available. All are loaded and checked before anything changes.
@@ -248,18 +262,16 @@ class Shelf:
         loaded = {name: self._hosted(name, folder) for name, folder in sources.items()}
         before = {name: self._before[name] for name in loaded if name in self._before}
         before |= {name: old for name, old in self.newest.items() if name in loaded and loaded[name] is not old}
-        self.newest, self._before = loaded, before
+        self.newest, self._before, self._staged = loaded, before, {}
 
     def _hosted(self, name: str, folder: Path) -> HostedPolicy:
         version = bundle_version(bundle_folder(folder))
-        for known in (self.newest.get(name), self._before.get(name)):
-            if known is not None and known.version == version:
-                return known
-        return HostedPolicy(name, folder, self._metrics, self._largest_batch)
+        return self.find(name, version) or HostedPolicy(name, folder, self._metrics, self._largest_batch)
 
     def versions(self, name: str) -> list[HostedPolicy]:
-        """What there is of a policy, the newest first."""
-        return [shelf[name] for shelf in (self.newest, self._before) if name in shelf]
+        """What there is of a policy, the newest first; what is staged comes last."""
+        found = [shelf[name] for shelf in (self.newest, self._before, self._staged) if name in shelf]
+        return list({policy.version: policy for policy in found}.values())
 
     def find(self, name: str, version: str) -> HostedPolicy | None:
         """A version that is still held."""

@@ -30,11 +30,11 @@ START_S = 180.0
 
 
 @contextmanager
-def server(description: dict[str, Any], replicas: int) -> Iterator[str]:
+def server(description: dict[str, Any], cores: int) -> Iterator[str]:
     """The application of `deployment.description`, ready to answer; it ends with the context. Yields the address of its Ray.
 
     Args:
-        replicas: Most replicas, for each of which Ray needs a core on its books.
+        cores: That the replicas need on Ray's books, whatever the machine has.
 
     Raises:
         InputError: The port is taken, or the application does not start; the message is Ray's then.
@@ -44,7 +44,7 @@ def server(description: dict[str, Any], replicas: int) -> Iterator[str]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        num_cpus=max(os.cpu_count() or 1, replicas),
+        num_cpus=max(os.cpu_count() or 1, cores),
         _system_config={"worker_niceness": 0},
     )
     try:
@@ -117,7 +117,7 @@ def update(sources: dict[str, Path], address: str) -> list[str]:
 
 
 def exchange_policies(sources: dict[str, Path]) -> list[str]:
-    """`update` on the cluster to which this process is connected. Either all replicas take it over, or none."""
+    """`update` on the cluster to which this process is connected. All replicas have loaded it before one of them serves it."""
     try:
         client = _get_global_client()
     except RayServeException:
@@ -127,27 +127,25 @@ def exchange_policies(sources: dict[str, Path]) -> list[str]:
         raise InputError(f"Ray Serve runs there without the application {APPLICATION!r}")
     (policies,) = [one for one in found["deployed_app_config"]["deployments"] if one["name"] == "Policies"]
     deployed = PolicySources.model_validate(policies["user_config"])
-    together = PolicySources(policies=exchange.served(deployed).policies | sources)
-    before = exchange.read()
-    exchange.write(deployed, together)
+    before = exchange.of(deployed)
+    together = PolicySources(policies=(deployed if before is None else before.served).policies | sources)
     try:
-        refresh_replicas()
+        tell_replicas("prepare", {name: str(folder) for name, folder in together.policies.items()})
     except Exception as error:
-        exchange.restore(before)
-        with suppress(Exception):
-            refresh_replicas()
-        raise InputError(
-            f"nothing has changed, as a replica cannot take this over: {first_line(getattr(error, 'cause', None) or error)}"
-        ) from None
+        reason = first_line(getattr(error, "cause", None) or error)  # of a replica's error Ray keeps what it was
+        raise InputError(f"nothing has changed, as a replica cannot take this over: {reason}") from None
+    exchange.write(exchange.Update(deployed=deployed, served=together))
+    with suppress(RayActorError):  # one that dies now finds it when it starts again
+        tell_replicas("refresh")
     return list(together.policies)
 
 
-def refresh_replicas() -> None:
-    """Lets all replicas that run look at what they have to serve. One that dies meanwhile looks when it starts again."""
+def tell_replicas(what: str, *arguments: Any) -> None:
+    """Calls a method of all replicas that run, again where one of them dies meanwhile."""
     policies = serve.get_deployment_handle("Policies", APPLICATION)
     for last in (False, False, True):
         try:
-            policies.broadcast("refresh").results(timeout_s=START_S)
+            policies.broadcast(what, *arguments).results(timeout_s=START_S)
             return
         except RayActorError:
             if last:

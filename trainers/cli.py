@@ -553,8 +553,8 @@ def main() -> None:
     except Failure as error:
         click.echo(f"edgeflock: {error}", err=True)
         if error.stuck:
-            os._exit(1)
-        raise SystemExit(1) from None
+            os._exit(error.code)
+        raise SystemExit(error.code) from None
     except click.ClickException as error:
         error.show()
         raise SystemExit(2) from None

@@ -26,6 +26,9 @@ SAMPLE, PING = "sample", "ping"
 """Kinds of requests to runners."""
 
 POLL_S = 0.01
+START_S = 60.0
+"""Runners and learners have at least this long to start, however short `training.timeout_s` is: they import torch and RLlib."""
+
 LOCAL_S = 20.0
 """Longest wait for what this machine has, to which no node will be added."""
 
@@ -49,6 +52,10 @@ class Stuck(Lost):
     """The same, while a thread of this process waits for it inside of Ray."""
 
     stuck = True
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -231,8 +238,12 @@ def within(limit_s: float, act: Callable[[], T], what: str) -> T:
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    if not wait([done], limit_s).done:
-        raise Stuck(f"{what} within {limit_s:g} s (training.timeout_s): see to the nodes")
+    try:
+        finished = wait([done], limit_s).done
+    except KeyboardInterrupt:
+        raise Stuck(f"interrupted: {what}", code=130) from None
+    if not finished:
+        raise Stuck(f"{what} within {limit_s:g} s: see to the nodes")
     return done.result()
 
 

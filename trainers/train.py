@@ -36,7 +36,7 @@ from trainers.config import RunConfig, TrainingConfig
 from trainers.evaluate import evaluate
 from trainers.figures import read_metrics
 from trainers.learned_policy import build_module, export_policy, load_policy
-from trainers.remote import Lost, Needs, Stuck, first_line, require_resources, within
+from trainers.remote import START_S, Lost, Needs, Stuck, first_line, require_resources, within
 from trainers.storage import CHECKPOINTS, CONFIG, Mirror
 
 METRICS, BUNDLE = "metrics.jsonl", "bundle"
@@ -133,12 +133,12 @@ def build_algorithm(config: RunConfig, spec: TeamSpec) -> TeamAlgorithm:
     """The RLlib algorithm that the configuration describes, with its remote processes.
 
     Raises:
-        Stuck: They have not started within `training.timeout_s`.
+        Stuck: They have not started within `training.timeout_s`, or a minute if that is less.
     """
     rllib, training = configure(config, spec), config.training
     if not training.runners + training.learners:
         return rllib.build_algo()
-    return within(training.timeout_s, rllib.build_algo, "runners and learners have not started")
+    return within(max(training.timeout_s, START_S), rllib.build_algo, "runners and learners have not started")
 
 
 def configure(config: RunConfig, spec: TeamSpec) -> TeamAlgorithmConfig:
@@ -253,7 +253,8 @@ def lost(config: RunConfig, folder: Path, error: Exception) -> Lost:
     found = whole_checkpoints(folder)
     again = shlex.join(["edgeflock", "train", config.name, "--run", str(folder), "--resume"])
     kept = f"to go on from iteration {int(found[-1].name)}: {again}" if found else "there is no checkpoint yet"
-    return (Stuck if isinstance(error, Stuck) else Lost)(f"{first_line(error)}; {kept}")
+    said = f"{first_line(error)}; {kept}"
+    return Stuck(said, error.code) if isinstance(error, Stuck) else Lost(said)
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

@@ -33,10 +33,12 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="as for edgeflock serve")
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    if asked.proxy == "haproxy":
-        from serve.cli import use_haproxy
+    from serve.cli import keep_to_loopback, use_haproxy
 
+    if asked.proxy == "haproxy":
         use_haproxy()
+    else:
+        keep_to_loopback()
     from serve.cli import make_settings
     from serve.config import PolicySources, Scaling
     from serve.deployment import description, prepare

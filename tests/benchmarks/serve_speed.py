@@ -30,10 +30,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    if asked.proxy == "haproxy":
-        from serve.cli import use_haproxy
+    from serve.cli import keep_to_loopback, use_haproxy
 
+    if asked.proxy == "haproxy":
         use_haproxy()
+    else:
+        keep_to_loopback()
     rows = measure(asked)
     for row in rows:
         print(" | ".join(str(value) for value in row.values()))
@@ -59,7 +61,7 @@ def measure(asked: argparse.Namespace) -> list[dict[str, Any]]:
         whole = description(
             sources, settings, Scaling(num_cpus=0.5), "0.0.0.0" if asked.proxy == "haproxy" else "127.0.0.1", PORT
         )
-        with server(whole, replicas=len(sources.policies) * 2 + 1):
+        with server(whole, cores=len(sources.policies) * 2 + 1):
             rows = []
             for name, bundle in sources.policies.items():
                 example = json.loads((bundle / "example.json").read_text())

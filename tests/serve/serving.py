@@ -12,7 +12,6 @@ import torch
 
 from envs.registry import make_simulator
 from serve.app import Application
-from serve.batching import Batcher
 from serve.config import Limits, SessionSettings
 from serve.metrics import Metrics
 from serve.policies import HostedPolicy, Shelf, bundle_version
@@ -66,11 +65,13 @@ class SharedShelf(Shelf):
 
     def _hosted(self, name: str, folder: Path) -> HostedPolicy:
         key = name, folder, bundle_version(folder)
+        if known := self.find(name, key[-1]):
+            return known
         if key not in self.loaded:
             self.loaded[key] = super()._hosted(name, folder)
         hosted = copy.copy(self.loaded[key])
         hosted._metrics, hosted._agents = self._metrics, {}
-        hosted._batcher = Batcher(hosted._compute, hosted._is_slow, self._largest_batch)
+        hosted._batcher = hosted._make_batcher(self._largest_batch)
         return hosted
 
 
@@ -80,7 +81,7 @@ class Server:
     def __init__(self, sources: dict[str, Path], bearer: str | None = None, sessions: int = 3, **limits: Any) -> None:
         self.now = 0.0
         self.metrics = Metrics()
-        self.limits = Limits(**limits)
+        self.limits = Limits(**{"wait_s": 60.0, **limits})  # however busy the machine is
         self.shelf = SharedShelf(self.metrics, self.limits.batch)
         self.shelf.load(sources)
         self.tokens = StateTokens(b"k" * 32)

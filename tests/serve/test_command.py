@@ -59,7 +59,7 @@ class Listening(NamedTuple):
 def listening(server: int) -> list[Listening]:
     """All of them; a replica has one for requests of other deployments, which Ray opens on all interfaces."""
     found = []
-    for process in psutil.Process(server).children(recursive=True):
+    for process in [psutil.Process(server), *psutil.Process(server).children(recursive=True)]:
         with suppress(psutil.Error):
             found += [Listening(process.name(), at.laddr.ip) for at in process.net_connections() if at.status == "LISTEN"]
     return found
@@ -76,7 +76,9 @@ def test_the_server_scales_by_load_and_is_updated(options: list[str], bundles: d
     with serving(bundles["dialogue"], tmp_path, *options, *quick) as (process, url, printed):
         assert printed[0].startswith(f"serving policy at {url} (page /, API /docs, metrics /metrics)")
         assert replicas(process.pid) == 1
-        assert all(own_address(one) for one in listening(process.pid) if "ServeReplica" not in one.process)
+        ports = [one for one in listening(process.pid) if "ServeReplica" not in one.process]
+        assert len(ports) > 5
+        assert all(own_address(one) for one in ports)
         example = httpx.get(f"{url}/v1/policies/policy").json()["example"]
 
         async def load_until_two() -> float:
@@ -92,11 +94,13 @@ def test_the_server_scales_by_load_and_is_updated(options: list[str], bundles: d
         print(f"and one again after {wait_for(lambda: replicas(process.pid) == 1, 60.0):.1f} s without")
 
         update = printed[1].removeprefix("to change what is served: edgeflock ").split()
-        other = make_bundle(tmp_path, "mappo", "dialogue/d8", [], seed=5)
-        arguments = [*EDGEFLOCK, *update[:-1], f"policy={other}"]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
-        assert (done.returncode, done.stdout) == (0, "serving policy\n"), done.stderr
-        assert httpx.get(f"{url}/v1/policies/policy").json()["version"] == bundle_version(other)
+        environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+        for seed, command in ((5, update[:-1]), (6, ["serve-update"])):  # by the address that was printed, and without any
+            other = make_bundle(tmp_path / str(seed), "mappo", "dialogue/d8", [], seed)
+            arguments = [*EDGEFLOCK, *command, f"policy={other}"]
+            done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, env=environment)
+            assert (done.returncode, done.stdout) == (0, "serving policy\n"), done.stderr
+            assert httpx.get(f"{url}/v1/policies/policy").json()["version"] == bundle_version(other)
         nobody = [*EDGEFLOCK, "serve-update", "--address", "127.0.0.1:1", str(other)]
         refused = subprocess.run(nobody, capture_output=True, text=True, timeout=60)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

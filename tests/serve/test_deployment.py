@@ -38,13 +38,13 @@ def url(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> I
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    limits = ["limits.ongoing=8", "limits.queued=8", "limits.time_s=30"]
+    limits = ["limits.ongoing=8", "limits.queued=8", "limits.time_s=30", "limits.wait_s=30"]
     settings = make_settings(folder / "token", folder / "key", folder / "metrics", limits)
     sources = PolicySources(policies={name: bundles[name] for name in ("dialogue", "greedy")})
     prepare(settings, sources)
     whole = description(sources, settings, Scaling(replicas=2, num_cpus=0.1), "127.0.0.1", port)
     ray.shutdown()  # of tests before, in the same process
-    with server(whole, replicas=2):
+    with server(whole, cores=2):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -99,17 +99,23 @@ async def test_a_new_version_comes_without_a_failed_request(url: str, bundles: d
     seen: list[tuple[int, str]] = []
 
     async def traffic(http: httpx.AsyncClient) -> None:
+        """Episodes of six steps: each goes on with the version that it began with, whichever replica is asked."""
         example = (await http.get("/v1/policies/dialogue")).json()["example"]
         while True:
-            answer = await http.post("/v1/policies/dialogue/decide", json=example)
-            seen.append((answer.status_code, answer.json().get("version", "")))
+            state, versions = None, set()
+            for _ in range(6):
+                answer = await http.post("/v1/policies/dialogue/decide", json={**example, "state": state})
+                state = answer.json().get("state")
+                versions.add(answer.json().get("version", ""))
+                seen.append((answer.status_code, answer.json().get("version", "")))
+            assert len(versions) == 1
 
     async with client(url) as http:
         clients = [asyncio.create_task(traffic(http)) for _ in range(3)]
         names = await asyncio.to_thread(exchange_policies, {"dialogue": other})
         assert names == ["dialogue", "greedy"]
         answered = len(seen)
-        while len(seen) < answered + 50:
+        while len(seen) < answered + 80:
             await asyncio.sleep(0.1)
             for task in clients:
                 assert not task.done()
@@ -119,7 +125,7 @@ async def test_a_new_version_comes_without_a_failed_request(url: str, bundles: d
                 await task
     assert {status for status, _ in seen} == {200}
     assert seen[0][1] == old
-    assert {version for _, version in seen[answered + 3 :]} == {new}
+    assert {version for _, version in seen[answered + 3 * 6 :]} == {new}
 
 
 async def test_replicas_that_start_later_serve_the_update(url: str, bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -152,15 +158,20 @@ async def test_an_update_with_a_broken_bundle_changes_nothing(url: str, bundles:
             ]
 
 
-async def test_a_deployment_of_other_policies_ends_an_update(url: str, bundles: dict[str, Path]) -> None:
+async def test_a_deployment_of_other_policies_ends_an_update_for_good(url: str, bundles: dict[str, Path]) -> None:
     deployed = PolicySources(policies={name: bundles[name] for name in ("dialogue", "greedy")})
-    assert exchange.served(deployed) != deployed  # the tests before have seen to that
     other = PolicySources(policies={"dialogue": bundles["dialogue"]})
-    assert exchange.served(other) == other
-    record = exchange.read()
-    exchange.restore(None)
-    assert exchange.served(deployed) == deployed
-    exchange.restore(record)
+    update = exchange.Update(deployed=deployed, served=other)
+    before = exchange.read()
+    exchange.write(update)
+    assert exchange.of(deployed) == update
+    assert exchange.of(other) is None
+    exchange.end_of_others(deployed)
+    assert exchange.of(deployed) == update
+    exchange.end_of_others(other)  # as a replica does when `other` is deployed
+    assert exchange.of(deployed) is None
+    if before is not None:
+        exchange.write(before)
 
 
 async def test_a_broken_bundle_is_not_taken(url: str, bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_overrides_that_cannot_be(override: str, tmp_path: Path) -> None:
         make_settings(None, tmp_path / "key", tmp_path / "metrics", [override])
 
 
-@pytest.mark.parametrize("override", ["scaling.speed=1", "scaling.upscale_s=-1", "scale.upscale_s=1"])
+@pytest.mark.parametrize("override", ["scaling.speed=1", "scaling.upscale_s=-1", "scale.upscale_s=1", "scaling.replicas=3"])
 def test_scaling_that_cannot_be(override: str) -> None:
     with pytest.raises(InputError, match="--set"):
         make_scaling(1, None, [override])
