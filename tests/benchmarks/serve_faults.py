@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tests.benchmarks.load import FAILED, Outcome, closed_loop, open_loop, several_teams
 
 PORT = 8767
@@ -87,10 +85,9 @@ async def disturbed(url: str, body: bytes, rate: float, seconds: float, disturb:
 
 def kill_replica() -> None:
     """SIGKILL to the process of one replica."""
-    replicas = [
-        p for p in psutil.Process().children(recursive=True) if "ServeReplica:edgeflock:Policies" in " ".join(p.cmdline())
-    ]
-    replicas[0].send_signal(signal.SIGKILL)
+    from tests.serve.serving import replicas  # which imports Ray, whose environment has to be set before
+
+    replicas()[0].send_signal(signal.SIGKILL)
 
 
 def swap(bundle: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
+import psutil
 import torch
 
 from envs.registry import make_simulator
@@ -43,6 +44,12 @@ def make_bundle(folder: Path, algorithm: str, scenario: str, overrides: list[str
     export_policy(config, spec, module, folder / "made", {"env_steps": 0})
     export_bundle(folder / "made", folder / "bundle")
     return folder / "bundle"
+
+
+def replicas(server: int | None = None) -> list[psutil.Process]:
+    """The processes that decide, of the server with this process number or in this process."""
+    titles = {one: one.as_dict(["cmdline"])["cmdline"] or [] for one in psutil.Process(server).children(recursive=True)}
+    return [one for one, title in titles.items() if "ServeReplica:edgeflock:Policies" in " ".join(title)]
 
 
 class LocalSessions:

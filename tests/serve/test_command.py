@@ -20,7 +20,7 @@ import pytest
 from serve.policies import bundle_version
 from tests.benchmarks.load import closed_loop
 from tests.cluster.nodes import wait_for
-from tests.serve.serving import make_bundle
+from tests.serve.serving import make_bundle, replicas
 
 EDGEFLOCK = [sys.executable, "-m", "trainers.cli"]
 
@@ -41,12 +41,6 @@ def serving(bundle: Path, folder: Path, *options: str) -> Iterator[tuple[subproc
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
-
-
-def replicas(server: int) -> int:
-    """Processes that decide."""
-    titles = [one.as_dict(["cmdline"])["cmdline"] or [] for one in psutil.Process(server).children(recursive=True)]
-    return sum("ServeReplica:edgeflock:Policies" in " ".join(title) for title in titles)
 
 
 class Listening(NamedTuple):
@@ -75,7 +69,7 @@ def test_the_server_scales_by_load_and_is_updated(options: list[str], bundles: d
     quick = ["--set", "scaling.upscale_s=0.5"]
     with serving(bundles["dialogue"], tmp_path, *options, *quick) as (process, url, printed):
         assert printed[0].startswith(f"serving policy at {url} (page /, API /docs, metrics /metrics)")
-        assert replicas(process.pid) == 1
+        assert len(replicas(process.pid)) == 1
         ports = [one for one in listening(process.pid) if "ServeReplica" not in one.process]
         assert len(ports) > 5
         assert all(own_address(one) for one in ports)
@@ -86,7 +80,7 @@ def test_the_server_scales_by_load_and_is_updated(options: list[str], bundles: d
                 closed_loop(f"{url}/v1/policies/policy/decide", json.dumps(example).encode(), 8, 60.0)
             )
             try:
-                return await asyncio.to_thread(wait_for, lambda: replicas(process.pid) == 2, 60.0)
+                return await asyncio.to_thread(wait_for, lambda: len(replicas(process.pid)) == 2, 60.0)
             finally:
                 traffic.cancel()
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 import ray
 from click.testing import CliRunner
@@ -22,7 +21,7 @@ from serve.deployment import APPLICATION, description, prepare
 from serve.policies import bundle_version
 from serve.running import exchange_policies, server
 from tests.serve.episodes import body_of, numbers_of, played
-from tests.serve.serving import make_bundle
+from tests.serve.serving import make_bundle, replicas
 from trainers.bundle import WEIGHTS
 from trainers.learned_policy import load_policy
 
@@ -181,12 +180,6 @@ async def test_a_broken_bundle_is_not_taken(url: str, bundles: dict[str, Path], 
     assert isinstance(result.exception, InputError)
     assert "the checksum is not the manifest's" in str(result.exception)
     assert not (tmp_path / "key").exists()
-
-
-def replicas() -> list[psutil.Process]:
-    """The processes that decide."""
-    titles = {one: one.as_dict(["cmdline"])["cmdline"] or [] for one in psutil.Process().children(recursive=True)}
-    return [one for one, title in titles.items() if "ServeReplica:edgeflock:Policies" in " ".join(title)]
 
 
 def flip_a_bit(bundle: Path) -> None:
