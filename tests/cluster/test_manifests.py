@@ -27,7 +27,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.cli import check_command
-from tests.cluster.head import BIN, ROOT, Head, free_port
+from tests.cluster.head import BIN, ROOT, Head
+from tests.ports import free_port
 from tests.serve.serving import LEARNED, make_bundle
 
 CLUSTER = ROOT / "cluster"

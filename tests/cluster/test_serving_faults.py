@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from serve.config import PolicySources, Scaling
 from serve.deployment import APPLICATION, description, prepare
 from serve.running import wait_until_running
 from tests.cluster.nodes import Nodes, nodes, wait_for
+from tests.ports import free_port
 from tests.serve.serving import make_bundle
 
 
@@ -38,9 +38,7 @@ def cluster() -> Iterator[Nodes]:
 @pytest.fixture(scope="module")
 def url(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     bundle = make_bundle(folder, "vdn", "games/two-step", [])
     settings = make_settings(None, folder / "key", folder / "metrics", ["limits.time_s=5"])
     sources = PolicySources(policies={"games": bundle})

@@ -15,7 +15,8 @@ import ray
 
 from cluster.jobs import connect, explained, follow
 from envs.errors import Failure, InputError
-from tests.cluster.head import BIN, ROOT, Head, free_port
+from tests.cluster.head import BIN, ROOT, Head
+from tests.ports import free_port
 from trainers.config import RunConfig
 
 TRAIN = ["train", "vdn", "--scenario", "games/two-step", "--num-envs", "4", "--set", "training.checkpoint_interval=10"]

@@ -1,6 +1,5 @@
 """A real server with two small policies, for all tests of this folder."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import torch
 
 from envs.registry import make_simulator
 from tests.examples.running import ENVIRONMENT, ROOT
+from tests.ports import free_port
 from trainers.config import make_run_config
 from trainers.learned_policy import build_module, export_policy
 
@@ -36,9 +36,7 @@ def bundles(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(bundles: Path, tmp_path_factory):
     """URL of `edgeflock serve`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("server") / "log"
     command = [
         sys.executable,

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import pytest
 from serve.policies import bundle_version
 from tests.benchmarks.load import closed_loop
 from tests.cluster.nodes import wait_for
+from tests.ports import free_port
 from tests.serve.serving import make_bundle, replicas
 
 EDGEFLOCK = [sys.executable, "-m", "trainers.cli"]
@@ -28,9 +28,7 @@ EDGEFLOCK = [sys.executable, "-m", "trainers.cli"]
 @contextmanager
 def serving(bundle: Path, folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """The process of the server, its address, and what it printed until it was ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     command = [*EDGEFLOCK, "serve", f"policy={bundle}", "--port", port, "--key-file", str(folder / "key"), *options]
     with tempfile.TemporaryDirectory(prefix="ef", dir="/tmp", ignore_cleanup_errors=True) as sockets:  # short paths
         environment = {**os.environ, "RAY_TMPDIR": sockets, "XDG_STATE_HOME": str(folder)}

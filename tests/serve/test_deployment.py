@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from serve.config import PolicySources, Scaling
 from serve.deployment import APPLICATION, description, prepare
 from serve.policies import bundle_version
 from serve.running import exchange_policies, server
+from tests.ports import free_port
 from tests.serve.episodes import body_of, numbers_of, played
 from tests.serve.serving import make_bundle, replicas
 from trainers.bundle import WEIGHTS
@@ -34,9 +34,7 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 def url(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "token").write_text(TOKEN)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     limits = ["limits.ongoing=8", "limits.queued=8", "limits.time_s=30", "limits.wait_s=30"]
     settings = make_settings(folder / "token", folder / "key", folder / "metrics", limits)
     sources = PolicySources(policies={name: bundles[name] for name in ("dialogue", "greedy")})

@@ -15,6 +15,7 @@ from envs.errors import InputError
 from envs.velo.milvus_store import MilvusStore
 from envs.velo.stores import ExactStore
 from tests.envs.velo.store_sequences import assert_same_behaviour, assert_same_matches, random_entries, sequences
+from tests.ports import free_port
 
 pymilvus = pytest.importorskip("pymilvus")
 numbers = itertools.count()
@@ -111,9 +112,7 @@ def test_a_file_is_locked_until_the_last_store_in_it_is_closed(tmp_path):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A Milvus server, which is Milvus Lite behind a port, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder = tmp_path_factory.mktemp("server") / "data"
     command = [sys.executable, "-m", "milvus_lite", "server", "--host", "127.0.0.1"]
     process = subprocess.Popen([*command, "--port", str(port), "--data-dir", str(folder)], stderr=subprocess.DEVNULL)
