@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 RUN := $(VENV)/bin/edgeflock
 
-.PHONY: demo test lint install
+.PHONY: demo test lint pytest install
 
 install: $(INSTALLED)
 
@@ -29,5 +29,8 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: lint
-	$(VENV)/bin/pytest -n 3 --dist loadfile --durations 25
+pytest: $(INSTALLED)
+	$(VENV)/bin/pytest -n 2 --dist loadfile --durations 25
+
+test: $(INSTALLED)
+	$(MAKE) --jobs 2 lint pytest  # at a time: types take a minute

@@ -38,6 +38,7 @@ class TrainingConfig(BaseModel):
     )
     in_flight: int = Field(2, ge=1, description="requests for episodes that each runner has at a time, where asynchronous")
     timeout_s: float = Field(300.0, gt=0, description="longest wait for a remote process before it is given up")
+    start_timeout_s: float = Field(300.0, gt=0, description="longest wait for runners and learners to start")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the runners simulate and act")
     threads: int = Field(1, ge=0, description="torch threads of the trainer's process; 0 leaves torch's default")
     evaluation_interval: int = Field(10, ge=1, description="iterations between evaluations on the fixed seeds")

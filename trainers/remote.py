@@ -26,9 +26,6 @@ SAMPLE, PING = "sample", "ping"
 """Kinds of requests to runners."""
 
 POLL_S = 0.01
-START_S = 60.0
-"""Runners and learners have at least this long to start, however short `training.timeout_s` is: they import torch and RLlib."""
-
 LOCAL_S = 20.0
 """Longest wait for what this machine has, to which no node will be added."""
 

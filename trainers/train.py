@@ -36,7 +36,7 @@ from trainers.config import RunConfig, TrainingConfig
 from trainers.evaluate import evaluate
 from trainers.figures import read_metrics
 from trainers.learned_policy import build_module, export_policy, load_policy
-from trainers.remote import START_S, Lost, Needs, Stuck, first_line, require_resources, within
+from trainers.remote import Lost, Needs, Stuck, first_line, require_resources, within
 from trainers.storage import CHECKPOINTS, CONFIG, Mirror
 
 METRICS, BUNDLE = "metrics.jsonl", "bundle"
@@ -133,12 +133,12 @@ def build_algorithm(config: RunConfig, spec: TeamSpec) -> TeamAlgorithm:
     """The RLlib algorithm that the configuration describes, with its remote processes.
 
     Raises:
-        Stuck: They have not started within `training.timeout_s`, or a minute if that is less.
+        Stuck: They have not started within `training.start_timeout_s`.
     """
     rllib, training = configure(config, spec), config.training
     if not training.runners + training.learners:
         return rllib.build_algo()
-    return within(max(training.timeout_s, START_S), rllib.build_algo, "runners and learners have not started")
+    return within(training.start_timeout_s, rllib.build_algo, "runners and learners have not started")
 
 
 def configure(config: RunConfig, spec: TeamSpec) -> TeamAlgorithmConfig:

@@ -115,14 +115,16 @@ def test_a_learner_that_dies_ends_the_training_and_its_checkpoint_goes_on(cluste
 
 def test_a_node_that_dies_before_its_runner_has_started_ends_the_training(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with nodes(1) as cluster, cluster.start("train", "vdn", *SMALL, *ENDLESS, "--runners", "1", "--run", str(run)) as process:
+    soon = ["--set", "training.start_timeout_s=20"]
+    command = ["train", "vdn", *SMALL, *ENDLESS, *soon, "--runners", "1", "--run", str(run)]
+    with nodes(1) as cluster, cluster.start(*command) as process:
         wait_for((run / "config.yaml").exists)  # there was room for the runner, and it is being started
         cluster.kill(next(iter(cluster.cluster.worker_nodes)))
         started = time.monotonic()
         _, said = process.finished(1)
     print(f"node of a runner that was starting: the training has ended after {time.monotonic() - started:.1f} s")
     (line,) = [line for line in said.splitlines() if line.startswith("edgeflock:")]
-    assert "runners and learners have not started within 60 s" in line
+    assert "runners and learners have not started within 20 s" in line
     assert "Traceback" not in said
     assert not run.exists()
 

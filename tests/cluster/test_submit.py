@@ -4,6 +4,7 @@ import http.server
 import json
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from cluster.jobs import connect, explained, follow
 from envs.errors import Failure, InputError
 from tests.cluster.head import BIN, ROOT, Head
 from tests.ports import free_port
+from trainers.cli import main
 from trainers.config import RunConfig
 
 TRAIN = ["train", "vdn", "--scenario", "games/two-step", "--num-envs", "4", "--set", "training.checkpoint_interval=10"]
@@ -105,12 +107,17 @@ def test_plain_ray_job_submit_packs_the_same(head: Head) -> None:
         (["serve", "bundle"], "expected one of train, sweep, compare, evaluate, report, export"),
     ],
 )
-def test_a_wrong_command_is_known_before_anything_is_sent(command: list[str], complaint: str, tmp_path: Path) -> None:
-    submit = [BIN / "edgeflock", "submit", "--address", f"http://127.0.0.1:{free_port()}", "--", *command]
-    done = subprocess.run(submit, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert complaint in done.stderr
-    assert done.stdout == ""
+def test_a_wrong_command_is_known_before_anything_is_sent(
+    command: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["edgeflock", "submit", "--address", f"http://127.0.0.1:{free_port()}", "--", *command])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert complaint in said.err
+    assert said.out == ""
 
 
 def test_tokens(head: Head, tmp_path: Path) -> None:

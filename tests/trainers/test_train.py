@@ -47,8 +47,8 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@pytest.mark.parametrize("algorithm", ["qmix", "idmac"])
-def test_kill_and_resume_equals_never_having_stopped(algorithm: str, tmp_path: Path) -> None:
+def test_kill_and_resume_equals_never_having_stopped(tmp_path: Path) -> None:
+    algorithm = "idmac"  # has all that QMIX has, and more
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     budget = ["--env-steps", str(4 * 60 * 8)]
     finished(start(algorithm, *SMALL, *budget, "--run", str(whole)))
