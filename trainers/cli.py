@@ -29,6 +29,7 @@ from trainers.algorithms import ALGORITHMS
 from trainers.heuristics import heuristics, problem_report
 from trainers.last_words import last_words
 from trainers.policy import Policy
+from trainers.progress_bar import progress_bar
 from trainers.report_cli import report
 from trainers.storage_cli import RESUME_OR_START, STORAGE, STORAGE_WAIT, keep_results
 from trainers.sweep_cli import sweep
@@ -233,7 +234,7 @@ def compare(
     results = _play(sources, chosen, episodes, seed, num_envs, as_json)
     report, remarks = problem_report(chosen), []
     if report is not None:
-        with _bar("optimum", episodes, as_json) as advance:
+        with progress_bar("optimum", episodes, console, as_json) as advance:
             results, remarks = report.extend(results, chosen, episode_seeds(seed, 0, episodes), solver_s, advance)
     comparison = _print_comparison(results, as_json)
     for remark in remarks:
@@ -384,7 +385,7 @@ def _play(
     seeds = episode_seeds(seed, 0, episodes)
     results: dict[str, list[Any]] = {label: [] for label in policies}
     chosen = [(label, source, policy) for label, of_label in policies.items() for source, policy in of_label]
-    with _bar("playing", len(chosen) * episodes, as_json) as advance:
+    with progress_bar("playing", len(chosen) * episodes, console, as_json) as advance:
         for index, (label, source, policy) in enumerate(chosen):
 
             def report(done: float, total: float, before: int = index * episodes, label: str = label) -> None:
@@ -471,19 +472,6 @@ def _say(as_json: bool, text: str, record: dict[str, Any]) -> None:
         click.echo(json.dumps(record))
     else:
         console.print(text, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _bar(what: str, total: float, as_json: bool) -> Iterator[Any]:
-    """Yields a function (done, words) that moves a bar, or does nothing under `--json`."""
-    if as_json:
-        yield lambda done, words="": None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=total, words="")
-        yield lambda done, words="": progress.update(task, completed=done, words=words)
-        progress.update(task, completed=total)
 
 
 class _TrainingReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,27 @@ from torch import Tensor
 
 from envs.errors import InputError
 from envs.registry import Scenario, make_scenario, make_simulator, scenario_from_dict
+from trainers.bundle import MANIFEST
 from trainers.comparison import Comparison, compare, problem_and_task, write_whole
 from trainers.config import RunConfig, make_run_config, merge, parse_overrides
 from trainers.evaluate import EpisodeResults, evaluate
 from trainers.figures import EVALUATION_KEY, read_metrics
 from trainers.heuristics import heuristics, problem_report
 from trainers.learned_policy import load_policy
+from trainers.played import Played
 from trainers.policy import Policy
 from trainers.statistics import DEFAULT, Resampling
 from trainers.sweep import SWEEP, is_finished, read_trials
 from trainers.sweep_config import Overrides, ReportHints, load_sweep
-from trainers.train import CONFIG
+from trainers.train import BUNDLE, CONFIG
 
 MARL_EVAL = "marl_eval.json"
 REACHED = 0.9
 """Normalised score from which on a training counts as having arrived."""
 
 Warn = Callable[[str], None]
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[float, int, str], None]
+"""Called with policies played (the share of the present one included), policies in all, and what is played."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +184,12 @@ def play(
     hints: ReportHints,
     progress: Progress | None = None,
     how: Resampling = DEFAULT,
+    played: Played | None = None,
 ) -> list[Group]:
     """Plays the same episodes with every run's policy and with the heuristics, scenario by scenario.
+
+    Args:
+        played: Keeps what is played, and has what was played before an interruption.
 
     Raises:
         InputError: An override of the evaluation or a heuristic is unknown.
@@ -197,9 +205,14 @@ def play(
     for place, of_place in places.items():
         results: dict[str, list[EpisodeResults]] = {}
         for label, player, scenario in players[place]:
-            if progress is not None:
-                progress(done, total, f"{place}: {label}")
-            result = evaluate(_policy(label, player, scenario), scenario, seeds)
+
+            def report(episodes: float, of: int, before: int = done, what: str = f"{place}: {label}") -> None:
+                if progress is not None and episodes < of:
+                    progress(before + episodes / of, total, what)
+
+            one = partial(_play_one, label, player, scenario, seeds, report)
+            report(0, 1)
+            result = played.or_play(_identity(label, player), scenario, seeds, one) if played else one()
             results.setdefault(label, []).append(_comparable(result, place, player, hints.own))
             done += 1
         by_label: dict[str, list[Run]] = {}
@@ -222,10 +235,21 @@ def _with_the_problems(
     return results, added.figures({}, scenario, int(seeds[0]))
 
 
+def _play_one(
+    label: str, run: Run | None, scenario: Scenario, seeds: Tensor, progress: Callable[[float, int], None]
+) -> EpisodeResults:
+    return evaluate(_policy(label, run, scenario), scenario, seeds, progress=progress)
+
+
 def _policy(label: str, run: Run | None, scenario: Scenario) -> Policy:
     if run is not None:
         return load_policy(run.folder)
     return heuristics(scenario.problem)[label](make_simulator(scenario, 1).spec)
+
+
+def _identity(label: str, run: Run | None) -> str:
+    """What tells a policy from every other one: a heuristic's name, or a bundle's manifest with the checksum of the weights."""
+    return label if run is None else (run.folder / BUNDLE / MANIFEST).read_text(encoding="utf-8")
 
 
 def scenario_label(scenario: Scenario, own: Sequence[str] = ()) -> str:

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from envs.team import episode_seeds
+from trainers.progress_bar import progress_bar
 from trainers.storage_cli import STORAGE, keep_results
 
 REPORT_SEED = 20_270_000
@@ -46,7 +47,10 @@ def report(
     \b
     edgeflock report runs/vehicular-comparison --out reports/vehicular
     edgeflock report runs/idmac-* runs/qmix-* --claims idmac --out reports/mine
+
+    Interrupted, the same command goes on with what has not been played yet.
     """
+    from trainers.played import Played
     from trainers.report import MARL_EVAL, play, read_hints, read_runs, write_marl_eval
     from trainers.report_claims import find_claims
     from trainers.report_page import write_report
@@ -69,18 +73,19 @@ def report(
         click.echo(f"edgeflock: {line}", err=True)
 
     finished = read_runs(folders, warn)
-    with console.status("playing") as status:
+    played = Played(out)
+    with progress_bar("playing", 1.0, console, as_json) as advance:
 
-        def progress(done: int, total: int, what: str) -> None:
-            if as_json:
-                click.echo(json.dumps({"playing": what, "done": done, "of": total}))
-            else:
-                status.update(f"playing {done} of {total}: {what}")
+        def progress(done: float, total: int, what: str) -> None:
+            advance(done / total, what)
+            if as_json and done == int(done):
+                click.echo(json.dumps({"playing": what, "done": int(done), "of": total}))
 
-        groups = play(finished, episode_seeds(seed, 0, episodes), hints, progress)
+        groups = play(finished, episode_seeds(seed, 0, episodes), hints, progress, played=played)
     command = shlex.join(["edgeflock", *sys.argv[1:]])
     page = write_report(out, groups, paper, skipped, command, hints.evaluation)
     write_marl_eval(groups, out / MARL_EVAL)
+    played.forget()
     keep_results(out, storage)
     if as_json:
         click.echo(json.dumps({"page": str(page), "runs": len(finished), "skipped": len(skipped)}))

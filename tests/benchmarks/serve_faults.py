@@ -84,10 +84,17 @@ async def disturbed(url: str, body: bytes, rate: float, seconds: float, disturb:
 
 
 def kill_replica() -> None:
-    """SIGKILL to the process of one replica."""
-    from tests.serve.serving import replicas  # which imports Ray, whose environment has to be set before
+    """SIGKILL to the process of one replica; ends when another one is ready in its place."""
+    from tests.serve.serving import ready_replicas, replicas  # which imports Ray, whose environment has to be set before
 
+    before, started = ready_replicas(), time.perf_counter()
     replicas()[0].send_signal(signal.SIGKILL)
+    while ready_replicas() == before:
+        time.sleep(0.02)
+    noticed = time.perf_counter() - started
+    while ready_replicas() < before:
+        time.sleep(0.05)
+    print(f"(noticed after {noticed:.1f} s, another one ready after {time.perf_counter() - started:.1f} s)")
 
 
 def swap(bundle: Path) -> None:

@@ -15,11 +15,11 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve.cli import make_settings
 from serve.config import PolicySources, Scaling
-from serve.deployment import APPLICATION, description, prepare
+from serve.deployment import description, prepare
 from serve.running import wait_until_running
 from tests.cluster.nodes import Nodes, nodes, wait_for
 from tests.ports import free_port
-from tests.serve.serving import make_bundle
+from tests.serve.serving import make_bundle, ready_replicas
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,6 @@ def url(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def replicas() -> int:
-    return serve.status().applications[APPLICATION].deployments["Policies"].replica_states.get("RUNNING", 0)
-
-
 def test_the_other_replica_answers_and_the_lost_one_comes_back(cluster: Nodes, url: str) -> None:
     answers: list[tuple[float, int]] = []  # when it came, and its status (0: none)
     stopped = threading.Event()
@@ -74,14 +70,14 @@ def test_the_other_replica_answers_and_the_lost_one_comes_back(cluster: Nodes, u
     for one in clients:
         one.start()
     try:
-        assert replicas() == 2
+        assert ready_replicas() == 2
         wait_for(lambda: len(answers) > 50)
         assert {status for _, status in answers} == {200}
         killed = time.monotonic()
         cluster.kill(min(cluster.cluster.worker_nodes, key=lambda node: node.unique_id))
-        wait_for(lambda: replicas() == 1, 30)
+        wait_for(lambda: ready_replicas() == 1, 30)
         cluster.add()
-        wait_for(lambda: replicas() == 2, 90)
+        wait_for(lambda: ready_replicas() == 2, 90)
         there = len(answers)
         wait_for(lambda: len(answers) > there + 50, 30)
     finally:

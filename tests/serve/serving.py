@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import httpx
 import psutil
 import torch
+from ray import serve
 
 from envs.registry import make_simulator
 from serve.app import Application
 from serve.config import Limits, SessionSettings
+from serve.deployment import APPLICATION
 from serve.metrics import Metrics
 from serve.policies import HostedPolicy, Shelf, bundle_version
 from serve.sessions import SessionStore
@@ -50,6 +52,11 @@ def replicas(server: int | None = None) -> list[psutil.Process]:
     """The processes that decide, of the server with this process number or in this process."""
     titles = {one: one.as_dict(["cmdline"])["cmdline"] or [] for one in psutil.Process(server).children(recursive=True)}
     return [one for one, title in titles.items() if "ServeReplica:edgeflock:Policies" in " ".join(title)]
+
+
+def ready_replicas() -> int:
+    """How many take requests, as far as Ray Serve knows."""
+    return serve.status().applications[APPLICATION].deployments["Policies"].replica_states.get("RUNNING", 0)
 
 
 class LocalSessions:

@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +19,10 @@ from envs.team import episode_seeds
 from trainers.algorithms import ALGORITHMS
 from trainers.cli import main
 from trainers.config import make_run_config
+from trainers.evaluate import EpisodeResults, evaluate
 from trainers.heuristics import heuristics
+from trainers.played import Played
+from trainers.policy import Policy
 from trainers.report import (
     Group,
     Run,
@@ -116,6 +120,38 @@ def test_runs_of_one_algorithm_with_other_settings_are_told_apart(folders: list[
     assert labels == ["vdn", "vdn", "vdn td_lambda=0.1 double_q=False"]
     alone = [run.label for run in read_runs([other, folders[2]], pytest.fail)]
     assert alone == ["vdn", "qmix"]  # what all runs of an algorithm share needs no words
+
+
+def test_an_interrupted_report_goes_on_with_what_is_left(
+    folders: list[Path], groups: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, played = read_runs(folders[:4], pytest.fail), Played(tmp_path)
+
+    def interrupt(done: float, total: int, what: str) -> None:
+        if done >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play(runs, SEEDS, ReportHints(), interrupt, HOW, played)
+    assert len(list(tmp_path.glob(".played/*.json"))) == 3
+    evaluated: list[str] = []
+
+    def counted(policy: Policy, *arguments: Any, **options: Any) -> EpisodeResults:
+        evaluated.append(policy.name)
+        return evaluate(policy, *arguments, **options)
+
+    monkeypatch.setattr("trainers.report.evaluate", counted)
+    (again,), (whole,) = play(runs, SEEDS, ReportHints(), None, HOW, played), groups
+    assert len(evaluated) == sum(map(len, whole.comparison.results.values())) - 3
+    assert again.comparison.rows() == whole.comparison.rows()
+    for label, of_label in whole.comparison.results.items():
+        for one, other in zip(of_label, again.comparison.results[label], strict=True):
+            assert (one.run, one.env_steps, one.metrics) == (other.run, other.env_steps, other.metrics)
+            assert all((one.sums[name] == other.sums[name]).all() for name in one.sums)
+    play(runs, SEEDS[:4], ReportHints(), None, HOW, played)  # other episodes
+    assert len(evaluated) == 2 * sum(map(len, whole.comparison.results.values())) - 3
+    played.forget()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_scenario_has_another_name() -> None:
