@@ -50,5 +50,6 @@ def of(deployed: PolicySources) -> Update | None:
 
 def end_of_others(deployed: PolicySources) -> None:
     """Forgets an update of another deployment: it does not come back with that one."""
-    if read() is not None and of(deployed) is None:
+    update = read()
+    if update is not None and update.deployed != deployed:
         _internal_kv_del(KEY, namespace=NAMESPACE)

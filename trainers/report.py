@@ -207,11 +207,12 @@ def play(
         for label, player, scenario in players[place]:
 
             def report(episodes: float, of: int, before: int = done, what: str = f"{place}: {label}") -> None:
-                if progress is not None and episodes < of:
+                if progress is not None and 0 < episodes < of:
                     progress(before + episodes / of, total, what)
 
             one = partial(_play_one, label, player, scenario, seeds, report)
-            report(0, 1)
+            if progress is not None:
+                progress(done, total, f"{place}: {label}")
             result = played.or_play(_identity(label, player), scenario, seeds, one) if played else one()
             results.setdefault(label, []).append(_comparable(result, place, player, hints.own))
             done += 1

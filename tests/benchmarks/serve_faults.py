@@ -85,16 +85,14 @@ async def disturbed(url: str, body: bytes, rate: float, seconds: float, disturb:
 
 def kill_replica() -> None:
     """SIGKILL to the process of one replica; ends when another one is ready in its place."""
-    from tests.serve.serving import ready_replicas, replicas  # which imports Ray, whose environment has to be set before
+    from tests.cluster.nodes import wait_for  # which imports Ray, whose environment has to be set before
+    from tests.serve.serving import ready_replicas, replicas
 
-    before, started = ready_replicas(), time.perf_counter()
+    before = ready_replicas()
     replicas()[0].send_signal(signal.SIGKILL)
-    while ready_replicas() == before:
-        time.sleep(0.02)
-    noticed = time.perf_counter() - started
-    while ready_replicas() < before:
-        time.sleep(0.05)
-    print(f"(noticed after {noticed:.1f} s, another one ready after {time.perf_counter() - started:.1f} s)")
+    noticed = wait_for(lambda: ready_replicas() < before)
+    replaced = noticed + wait_for(lambda: ready_replicas() == before)
+    print(f"(noticed after {noticed:.1f} s, another one ready after {replaced:.1f} s)")
 
 
 def swap(bundle: Path) -> None:

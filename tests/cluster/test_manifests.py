@@ -12,7 +12,6 @@ import re
 import secrets
 import shlex
 import subprocess
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +27,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster.cli import check_command
 from tests.cluster.head import BIN, ROOT, Head
+from tests.cluster.nodes import wait_for
 from tests.ports import free_port
 from tests.serve.serving import LEARNED, make_bundle
 
@@ -291,10 +291,7 @@ def test_the_service_decides(service: str) -> None:
         except httpx.TransportError:
             return False
 
-    ends = time.monotonic() + 120
-    while not all(ready() for _ in range(4)):
-        assert time.monotonic() < ends, "the service is not ready"
-        time.sleep(0.3)
+    wait_for(lambda: all(ready() for _ in range(4)))
     answer = httpx.get(f"{service}/v1/policies/idmac", headers=headers, timeout=15)
     decided = httpx.post(f"{service}/v1/policies/idmac/decide", json=answer.json()["example"], headers=headers, timeout=30)
     assert decided.status_code == 200, decided.text

@@ -356,6 +356,8 @@ def test_the_command_writes_page_figures_and_marl_eval(
     main()
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1]) == {"page": str(out / "index.html"), "runs": 5, "skipped": 1}
+    playing = [json.loads(line) for line in printed.out.splitlines()[:-1]]
+    assert [line["done"] for line in playing] == list(range(playing[0]["of"]))  # each policy once
     assert printed.err.count("skipped, not counted") == 1
     assert {path.name for path in out.iterdir()} == {"index.html", "figures", "marl_eval.json"}
     assert set(json.loads((out / "marl_eval.json").read_text())["games"]) == {"two-step", "climb"}
